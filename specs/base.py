@@ -1,0 +1,152 @@
+"""What an architecture is, apart from any framework: its fields, its parameter table, its costs.
+
+Letters used in every file: B batch, T time, C width, H heads, D head size, F mlp width,
+E experts, N state, V vocabulary, L layers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from specs.errors import UserError
+from specs.init import Init
+
+if TYPE_CHECKING:
+    from typing import Self  # Python 3.11
+
+Group = Literal["hidden", "embed", "head", "vector"]
+
+
+@dataclass(frozen=True)
+class Param:
+    """One tensor of the parameter table.
+
+    `group` decides who trains it: Muon takes the matrices of "hidden", AdamW everything else;
+    weight decay spares "vector" (norm weights, biases). `matrix` is (rows, columns) of the
+    matrices that a hidden tensor is a stack of, when these are not its last two axes.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    init: Init
+    group: Group
+    matrix: tuple[int, int] | None = None
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def decays(self) -> bool:
+        return self.group != "vector"
+
+    @property
+    def stack(self) -> tuple[int, int, int]:
+        """(matrices, rows, columns): how Muon looks at a hidden tensor."""
+        rows, columns = self.matrix or self.shape[-2:]
+        return self.size // (rows * columns), rows, columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """Fields that every architecture has. Raises `UserError`, naming the field, on a bad value."""
+
+    vocab_size: int = 256
+    block_size: int = 512
+    n_layer: int = 6
+    n_embd: int = 256
+    dropout: float = 0.0
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    decode_kinds: ClassVar[tuple[str, ...]] = ("cache",)
+    foreign_keys: ClassVar[tuple[str, ...]] = ()  # in official checkpoints, no parameters of ours
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            object.__setattr__(self, field.name, _coerce(field.name, value, hints[field.name]))
+        for name in ("vocab_size", "block_size", "n_layer", "n_embd"):
+            self.require(name, getattr(self, name) >= 1, "at least 1")
+        self.require("dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
+        self.validate()
+
+    def validate(self) -> None:
+        """Check what only this architecture knows."""
+
+    def require(self, name: str, good: bool, wanted: str) -> None:
+        if not good:
+            raise UserError(f"{self.arch}: {name} = {getattr(self, name)!r} must be {wanted}")
+
+    @property
+    def arch(self) -> str:
+        return type(self).__module__.rpartition(".")[2]
+
+    def params(self) -> tuple[Param, ...]:
+        """The parameter table: the only source of names, shapes and initial values."""
+        raise TypeError(f"{self.arch} has no parameter table")
+
+    def flops_per_token(self, T: int) -> float:
+        """FLOPs of a forward pass per token, on average over a window of T tokens."""
+        raise TypeError(f"{self.arch} does not count its FLOPs")
+
+    def decode_state_bytes(self, T: int, kind: str = "auto") -> int:
+        """Bytes that decoding holds for one sequence after T tokens, in float32."""
+        raise TypeError(f"{self.arch} does not count its decoding state")
+
+    def param_count(self) -> int:
+        return sum(param.size for param in self.params())
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def replace(self, **fields: Any) -> Self:
+        return self.from_dict({**self.to_dict(), **fields})
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in fields:
+            if name not in known:
+                raise UserError(f"{cls.__module__.rpartition('.')[2]} has no field {name!r}"
+                                + did_you_mean(name, known))
+        return cls(**fields)
+
+    @classmethod
+    def preset(cls, name: str, **fields: Any) -> Self:
+        if name not in cls.presets:
+            raise UserError(f"{cls.__module__.rpartition('.')[2]} has no preset {name!r}"
+                            + did_you_mean(name, list(cls.presets)))
+        return cls.from_dict({**cls.presets[name], **fields})
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """The end of an error message: the closest known word, then all of them."""
+    close = difflib.get_close_matches(word, known, 1)
+    return (f"; did you mean {close[0]!r}?" if close else ";") + f" It has: {', '.join(known)}"
+
+
+def _coerce(name: str, value: Any, hint: Any) -> Any:
+    """`value` as the type of the field, or a `UserError` that names field, value and type."""
+    choices = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        if value in choices:
+            return value
+        raise UserError(f"{name} = {value!r} must be one of {', '.join(map(str, choices))}")
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        hint = next(choice for choice in choices if choice is not type(None))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not hint:
+        kind = {int: "a whole number", float: "a number", bool: "true or false"}
+        raise UserError(f"{name} = {value!r} must be {kind.get(hint, hint)}")
+    return value

@@ -1,0 +1,117 @@
+"""BDH, Baby Dragon Hatchling (Kosowski et al., arXiv 2509.26507; official code pathwaycom/bdh).
+
+Per head N = mlp_internal_dim_multiplier·C/H; LN is LayerNorm without weight or bias, eps 1e-5.
+
+    x = LN(embed)                                           (B, T, C)
+    L times, with the same weights unless share_layers is false:
+        s = relu(x·encoder)                                 (H, B, T, N)
+        r = RoPE(s)             interleaved, angle t·65536^(−2⌊n/2⌋/N)
+        A = r rᵀ, strictly lower triangular: a token never sees itself
+        y = LN(score_scale·A x)                             (H, B, T, C)
+        g = dropout(s ⊙ relu(y·encoder_v))                  (H, B, T, N)
+        x = LN(x + LN(Σ_h g_h·decoder_h))                   (B, T, C)
+    logits = x·lm_head                                      (B, T, V)
+
+No softmax, so attention has an exact recurrence with the state ρ (N × C per head and layer):
+y_t = r_t ρ, then ρ += r_tᵀ x_t. Ours besides the official fields: `share_layers`, `score_scale`
+(1, N^−½ or 1/N on the scores) and `window` (token t sees t − window < s < t).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from specs import base
+from specs.base import Param
+from specs.init import normal
+
+ROPE_THETA = 2.0**16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec(base.Spec):
+    """The official configuration is the default (25,296,896 parameters)."""
+
+    n_layer: int = 6
+    n_embd: int = 256
+    n_head: int = 4
+    mlp_internal_dim_multiplier: int = 128
+    vocab_size: int = 256
+    dropout: float = 0.1
+    norm_eps: float = 1e-5
+    share_layers: bool = True
+    score_scale: Literal["none", "sqrt", "linear"] = "none"
+    window: int | None = None
+
+    presets: ClassVar = {
+        "demo": {"n_layer": 4, "n_embd": 64, "n_head": 2, "mlp_internal_dim_multiplier": 32,
+                 "block_size": 128, "dropout": 0.0},
+        "10m": {"n_embd": 160},
+        "25m": {},
+        "100m": {"n_embd": 512},
+    }
+    decode_kinds: ClassVar = ("cache", "recurrent")
+    foreign_keys: ClassVar = ("attn.freqs",)
+
+    def validate(self) -> None:
+        self.require("n_head", self.n_head >= 1, "at least 1")
+        inner = self.mlp_internal_dim_multiplier * self.n_embd
+        self.require("mlp_internal_dim_multiplier", inner >= 1 and inner % (2 * self.n_head) == 0,
+                     f"such that it times n_embd is a multiple of 2·n_head = {2 * self.n_head}")
+        self.require("norm_eps", self.norm_eps > 0, "positive")
+        self.require("window", self.window is None or self.window >= 2, "null or at least 2")
+
+    @property
+    def d_state(self) -> int:
+        """N: neurons per head."""
+        return self.mlp_internal_dim_multiplier * self.n_embd // self.n_head
+
+    @property
+    def scale(self) -> float:
+        """What the scores are multiplied by."""
+        return self.d_state ** {"none": 0.0, "sqrt": -0.5, "linear": -1.0}[self.score_scale]
+
+    def params(self) -> tuple[Param, ...]:
+        C, H, N, V = self.n_embd, self.n_head, self.d_state, self.vocab_size
+        layers = () if self.share_layers else (self.n_layer,)
+        init = normal(0.02)
+        return (
+            Param("embed.weight", (V, C), init, "embed"),
+            Param("encoder", (*layers, H, C, N), init, "hidden"),
+            Param("encoder_v", (*layers, H, C, N), init, "hidden"),
+            Param("decoder", (*layers, H * N, C), init, "hidden", matrix=(N, C)),
+            Param("lm_head", (C, V), init, "head"),
+        )
+
+    def flops_per_token(self, T: int) -> float:
+        """Three products with the weights; the unmasked half of r rᵀ and of A x."""
+        C, inner = self.n_embd, self.n_head * self.d_state
+        seen = min(T, self.window or T) / 2
+        attention = seen * 2 * (inner + self.n_head * C)
+        return self.n_layer * (6 * C * inner + attention) + 2 * C * self.vocab_size
+
+    def decode_state_bytes(self, T: int, kind: str = "auto") -> int:
+        """The smaller of the two states, or the one asked for: T rows of (r, x), or ρ."""
+        C, inner = self.n_embd, self.n_head * self.d_state
+        seen = T if self.window is None else min(T, self.window - 1)
+        cost = {"cache": 4 * self.n_layer * seen * (inner + C)}
+        if self.window is None:  # ρ cannot forget
+            cost["recurrent"] = 4 * self.n_layer * inner * C
+        return min(cost.values()) if kind == "auto" else cost[kind]
+
+    def decode_kind(self, T: int) -> str:
+        """The cheaper state for T tokens in all."""
+        return "cache" if self.decode_state_bytes(T) == self.decode_state_bytes(T, "cache") \
+            else "recurrent"
+
+    def rotary(self, start: int, T: int) -> tuple[np.ndarray, np.ndarray]:
+        """cos and sin of the angles at positions start … start+T−1, (T, N/2) in float64.
+
+        The angles of long contexts need more than float32 has, so both panels take them from here.
+        """
+        frequency = ROPE_THETA ** (-np.arange(0, self.d_state, 2) / self.d_state)
+        angle = np.arange(start, start + T, dtype=np.float64)[:, None] * frequency
+        return np.cos(angle), np.sin(angle)

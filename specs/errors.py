@@ -1,0 +1,33 @@
+"""What the user did wrong, said in one line: every command ends through `main_exit`."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """A mistake that the user can mend. The message is one line: what is wrong and what to do."""
+
+
+def main_exit(main: Callable[[], int | None]) -> None:
+    """Run `main` and leave with its exit code: 2 and one line for a `UserError` or a full disk."""
+    try:
+        code = main() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except BrokenPipeError:  # the reader of a pipe (`| head`) went away
+        sys.stderr.close()
+        code = 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        print(f"error: no room to write {error.filename or 'a file'}: free some space, then "
+              "run the same command again; nothing half-written was kept", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    sys.exit(code)
