@@ -221,3 +221,15 @@ def settings_from(values: Mapping[str, Any]) -> OptimizerSettings:
     """The optimizer's part of a run's training settings."""
     names = {f.name for f in dataclasses.fields(OptimizerSettings)}
     return OptimizerSettings(**{k: v for k, v in values.items() if k in names})
+
+
+def check_state(own: Mapping[str, np.ndarray], state: Mapping[str, np.ndarray]) -> None:
+    """Raise `UserError` unless `state` has the names and shapes of a trainer's `own` state."""
+    for name in sorted(own.keys() ^ state.keys()):
+        problem = "lacks" if name in own else "holds an unknown"
+        raise UserError(f"the optimizer state does not fit: it {problem} {name!r}; "
+                        "resume with the optimizer and dtype that wrote it")
+    for name, value in own.items():
+        if state[name].shape != value.shape:
+            raise UserError(f"the optimizer state does not fit: {name} is {state[name].shape}, "
+                            f"the model's is {value.shape}")

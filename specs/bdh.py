@@ -5,7 +5,7 @@ Per head N = mlp_internal_dim_multiplier·C/H; LN is LayerNorm without weight or
     x = LN(embed)                                           (B, T, C)
     L times, with the same weights unless share_layers is false:
         s = relu(x·encoder)                                 (H, B, T, N)
-        r = RoPE(s)             interleaved, angle t·65536^(−2⌊n/2⌋/N)
+        r = RoPE(s)             interleaved, phase frac(t·f_n)·2π, f_n = 65536^(−2⌊n/2⌋/N)/2π
         A = r rᵀ, strictly lower triangular: a token never sees itself
         y = LN(score_scale·A x)                             (H, B, T, C)
         g = dropout(s ⊙ relu(y·encoder_v))                  (H, B, T, N)
@@ -28,7 +28,7 @@ from specs import base
 from specs.base import Param
 from specs.init import normal
 
-ROPE_THETA = 2.0**16
+ROPE_THETA = np.float32(2**16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +107,13 @@ class Spec(base.Spec):
         return "cache" if self.decode_state_bytes(T) == self.decode_state_bytes(T, "cache") \
             else "recurrent"
 
-    def rotary(self, start: int, T: int) -> tuple[np.ndarray, np.ndarray]:
-        """cos and sin of the angles at positions start … start+T−1, (T, N/2) in float64.
+    def rotary(self, start: int, T: int) -> np.ndarray:
+        """Angles in radians at positions start … start+T−1, (T, N/2) in float32.
 
-        The angles of long contexts need more than float32 has, so both panels take them from here.
+        Every step is rounded to float32 as in the official code, so that both panels, and their
+        float64 referee, rotate by the same angles at any position.
         """
-        frequency = ROPE_THETA ** (-np.arange(0, self.d_state, 2) / self.d_state)
-        angle = np.arange(start, start + T, dtype=np.float64)[:, None] * frequency
-        return np.cos(angle), np.sin(angle)
+        exponent = np.arange(0, self.d_state, 2, dtype=np.float32) / np.float32(self.d_state)
+        frequency = 1 / ROPE_THETA**exponent / np.float32(2 * np.pi)
+        turns = np.arange(start, start + T, dtype=np.float32)[:, None] * frequency
+        return turns % 1 * np.float32(2 * np.pi)

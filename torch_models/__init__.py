@@ -1,0 +1,1 @@
+"""The PyTorch panel: the only folder that imports torch."""

@@ -1,0 +1,210 @@
+"""BDH in MLX: see specs/bdh.py for the equations; the twin is torch_models/bdh.py.
+
+B batch, T time, S keys, C width, H heads, N neurons per head, V vocabulary. Heads come first in
+the layout, (H, B, T, N), so that products with the (H, C, N) weights copy nothing.
+Products take `dtype` inputs; norms, the residual stream and logits are in at least float32.
+"""
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_models.cache import Rows
+from mlx_models.layers import dropout, fold, recompute, upcast
+
+CHUNK = 256  # tokens; a longer chunk costs more scores, a shorter one more reads of the state
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm without weight or bias."""
+
+    def __init__(self, eps):
+        super().__init__()
+        self.eps = eps
+
+    def __call__(self, x):
+        return mx.fast.layer_norm(upcast(x), None, None, self.eps)
+
+
+class Neurons(nn.Module):
+    """relu(x·weight): x (B, T, C) or (H, B, T, C), weight (H, C, N) → (H, B, T, N)."""
+
+    def __call__(self, x, weight):
+        H, C, N = weight.shape
+        B, T = x.shape[-3:-1]
+        return nn.relu(x.reshape(-1, B * T, C) @ weight).reshape(H, B, T, N)
+
+
+class Rotary(nn.Module):
+    """RoPE on adjacent pairs of s (H, B, T, N), with cos and sin (T, N/2)."""
+
+    def __call__(self, s, cos, sin):
+        even, odd = s[..., 0::2], s[..., 1::2]
+        pairs = (even * cos - odd * sin, odd * cos + even * sin)
+        return mx.stack(pairs, axis=-1).reshape(s.shape)
+
+
+class Attention(nn.Module):
+    """Linear attention of r (H, B, T, N) to itself, strictly causal, values x (B, T, C)."""
+
+    def __init__(self, spec):
+        super().__init__()
+        self.scale = spec.scale
+        self.window = spec.window
+
+    def __call__(self, r, x, cache=None):
+        if cache is not None:
+            return cache.attend(self, r, x)
+        if self.window or r.shape[2] <= 2 * x.shape[-1] + CHUNK:
+            return self.quadratic(r, r, x)
+        return self.chunkwise(r, x)[0]
+
+    def quadratic(self, q, r, x):
+        """The last T of S tokens ask all of them: q (H, B, T, N), r (H, B, S, N), x (B, S, C)."""
+        T, S = q.shape[2], r.shape[2]
+        scores = mx.tril(q @ r.swapaxes(-1, -2), S - T - 1)
+        if self.window:
+            scores = mx.triu(scores, S - T - self.window + 1)
+        if self.scale != 1:
+            scores = scores * self.scale
+        return scores @ x
+
+    def chunkwise(self, r, x, state=None, chunk=CHUNK):
+        """Quadratic inside a chunk, recurrent between chunks: (output, state after them).
+
+        The state ρ (H, B, N, C) is the sum of rᵀx over all earlier tokens, None for none.
+        """
+        outputs = []
+        for start in range(0, r.shape[2], chunk):
+            r_i, x_i = r[:, :, start : start + chunk], x[:, start : start + chunk]
+            y = self.quadratic(r_i, r_i, x_i)
+            outputs.append(y if state is None else y + self.read(r_i, state))
+            state = self.write(state, r_i, x_i)
+        return mx.concatenate(outputs, axis=2), state
+
+    def recurrent(self, r, x, state=None):
+        """One token after the other, each reads before it writes."""
+        return self.chunkwise(r, x, state, chunk=1)
+
+    def read(self, r, state):
+        return upcast(r) @ state * self.scale
+
+    def write(self, state, r, x):
+        update = upcast(r).swapaxes(-1, -2) @ upcast(x)
+        return update if state is None else state + update
+
+
+class KeyCache:
+    """What decoding keeps: (r, x) of all tokens, or of those that the window still shows."""
+
+    def __init__(self, window):
+        keep = window and window - 1
+        self.r, self.x, self.offset = Rows(keep), Rows(keep), 0
+
+    def attend(self, attention, r, x):
+        self.offset += r.shape[2]
+        return attention.quadratic(r, self.r.append(r), self.x.append(x))
+
+    @property
+    def nbytes(self):
+        return self.r.nbytes + self.x.nbytes
+
+    def take(self, index):
+        copy = KeyCache(None)
+        copy.r, copy.x, copy.offset = self.r.take(index, 1), self.x.take(index, 0), self.offset
+        return copy
+
+
+class StateCache:
+    """What decoding keeps: the constant-size state ρ (H, B, N, C)."""
+
+    def __init__(self):
+        self.state, self.offset = None, 0
+
+    def attend(self, attention, r, x):
+        self.offset += r.shape[2]
+        y, self.state = attention.chunkwise(r, x, self.state)
+        return y
+
+    @property
+    def nbytes(self):
+        return 0 if self.state is None else self.state.nbytes
+
+    def take(self, index):
+        copy = StateCache()
+        copy.state, copy.offset = mx.take(self.state, index, 1), self.offset
+        return copy
+
+
+class Block(nn.Module):
+    """One layer: x (B, T, C) → (B, T, C); weights (H, C, N), (H, C, N) and (H, N, C)."""
+
+    def __init__(self, spec):
+        super().__init__()
+        self.dropout = spec.dropout
+        self.encode = Neurons()
+        self.rotary = Rotary()
+        self.attn = Attention(spec)
+        self.attn_norm = LayerNorm(spec.norm_eps)
+        self.mlp_norm = LayerNorm(spec.norm_eps)
+        self.norm = LayerNorm(spec.norm_eps)
+
+    def __call__(self, x, encoder, encoder_v, decoder, cos, sin, key=None, cache=None):
+        dtype = encoder.dtype
+        s = self.encode(x.astype(dtype), encoder)
+        r = self.rotary(s, cos, sin)
+        y = self.attn_norm(self.attn(r, x.astype(dtype), cache))
+        g = s * self.encode(y.astype(dtype), encoder_v)
+        g = dropout(g, self.dropout, key, batch_axis=1)
+        H, B, T, N = g.shape
+        o = (g.reshape(H, B * T, N) @ decoder).sum(0).reshape(B, T, -1)
+        return self.norm(x + self.mlp_norm(o))
+
+
+class Model(nn.Module):
+    """tokens (B, T) → logits (B, T, V). `key` (B,) int32 turns dropout on."""
+
+    def __init__(self, spec, dtype=mx.float32):
+        super().__init__()
+        C, H, N, V = spec.n_embd, spec.n_head, spec.d_state, spec.vocab_size
+        layers = () if spec.share_layers else (spec.n_layer,)
+        self.spec, self.dtype, self.recompute = spec, dtype, False
+        self.embed = nn.Embedding(V, C)
+        self.encoder = mx.zeros((*layers, H, C, N))
+        self.encoder_v = mx.zeros((*layers, H, C, N))
+        self.decoder = mx.zeros((*layers, H * N, C))
+        self.lm_head = mx.zeros((C, V))
+        self.embed_norm = LayerNorm(spec.norm_eps)
+        self.layers = [Block(spec) for _ in range(spec.n_layer)]
+        self._rotary = None, None
+
+    def __call__(self, tokens, cache=None, key=None):
+        cos, sin = self.rotary(cache[0].offset if cache else 0, tokens.shape[1])
+        weights = [w.astype(self.dtype) for w in (self.encoder, self.encoder_v, self.decoder)]
+        x = self.embed_norm(self.embed(tokens))
+        for i, layer in enumerate(self.layers):
+            args = (x, *self.layer_weights(weights, i), cos, sin, fold(key, i))
+            if cache is not None:
+                x = layer(*args, cache[i])
+            else:
+                x = recompute(layer, *args) if self.recompute else layer(*args)
+        return upcast(x.astype(self.dtype) @ self.lm_head.astype(self.dtype))
+
+    def layer_weights(self, weights, i):
+        encoder, encoder_v, decoder = (
+            weights if self.spec.share_layers else (w[i] for w in weights))
+        return encoder, encoder_v, decoder.reshape(*encoder.shape[::2], -1)
+
+    def rotary(self, start, T):
+        """cos and sin for the positions from `start` on, computed once for repeated calls."""
+        if self._rotary[0] != (start, T):
+            angle = mx.array(self.spec.rotary(start, T))
+            tables = mx.cos(angle).astype(self.dtype), mx.sin(angle).astype(self.dtype)
+            self._rotary = (start, T), tables
+        return self._rotary[1]
+
+    def make_cache(self, batch_size=1, length=None, kind="auto"):
+        """One cache a layer: "cache", "recurrent", or the cheaper one at `length` tokens."""
+        if kind == "auto":
+            kind = self.spec.decode_kind(length or self.spec.block_size)
+        window = self.spec.window
+        return [KeyCache(window) if kind == "cache" else StateCache() for _ in self.layers]

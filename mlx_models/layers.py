@@ -1,0 +1,47 @@
+"""What every architecture of this panel uses: precision, dropout, recomputation."""
+
+import mlx.core as mx
+import mlx.nn as nn
+
+_GOLDEN, _MIX1, _MIX2 = -1640531527, 2146121005, -2073254261  # odd; as signed 32-bit numbers
+
+
+def upcast(x):
+    """x in at least float32: where norms, softmax and losses are computed."""
+    return x if x.dtype == mx.float64 else x.astype(mx.float32)
+
+
+def recompute(layer, *args):
+    """layer(*args), whose activations are computed again in the backward pass."""
+    return nn.utils.checkpoint(layer)(*args)
+
+
+def mix(x):
+    """Scramble 32-bit integers (the xorshift-multiply rounds of Wellons' lowbias32)."""
+    x = (x ^ ((x >> 16) & 0xFFFF)) * _MIX1
+    x = (x ^ ((x >> 15) & 0x1FFFF)) * _MIX2
+    return x ^ ((x >> 16) & 0xFFFF)
+
+
+def fold(key, number):
+    """A new stream of dropout keys for layer `number`; None (no dropout) stays None."""
+    return None if key is None else mix(key * _GOLDEN + number)
+
+
+def dropout(x, p, key, batch_axis=0):
+    """Zero a share `p` of x (..., N) and scale the rest; key (B,) int32, or None for x itself.
+
+    The mask is a pure function of (key, place): element n of a row is kept where the 32-bit
+    product of an odd number drawn for the row and one fixed for n is above a threshold. So both
+    panels drop the same elements, and a batch can be split in any way.
+    """
+    if key is None or p == 0:
+        return x
+    rows = list(x.shape[:-1])
+    batch, rows[batch_axis] = rows[batch_axis], 1
+    place = mx.arange(x[..., 0].size // batch, dtype=mx.int32)
+    key = key.reshape([-1] + [1] * (x.ndim - 2 - batch_axis))
+    row = mix(mix(place.reshape(rows)) + key) | 1
+    column = mix(mx.arange(1, x.shape[-1] + 1, dtype=mx.int32)) | 1
+    keep = row[..., None] * column >= round(p * 2**32) - 2**31
+    return mx.where(keep, x * (1 / (1 - p)), 0)

@@ -1,0 +1,16 @@
+"""Next-token cross-entropy and the count of right first guesses."""
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_models.layers import upcast
+
+
+def cross_entropy(logits, targets):
+    """Sum over all positions, in nats: logits (B, T, V), targets (B, T)."""
+    return nn.losses.cross_entropy(upcast(logits), targets, reduction="sum")
+
+
+def right_guesses(logits, targets):
+    """How often the largest logit (the first of equals) is the target's."""
+    return mx.sum(logits.argmax(-1) == targets)

@@ -1,0 +1,95 @@
+"""Training steps without waiting: accumulation, clipping, loss scaling, the optimizer."""
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
+
+from mlx_models.loss import cross_entropy, right_guesses
+from mlx_models.optim import Optimizer
+from specs.backend import Progress, check_state
+
+GROW_AFTER = 2000  # good steps in float16 before the loss scale is doubled
+
+
+def arrays(batch):
+    """(tokens, targets, key) of a `Batch`."""
+    key = None if batch.keys is None else mx.array(batch.keys)
+    return mx.array(batch.tokens), mx.array(batch.targets), key
+
+
+class Trainer:
+    """See specs.backend.Trainer."""
+
+    def __init__(self, model, settings, compile):
+        self.model, self.settings = model, settings
+        self.params = dict(tree_flatten(model.trainable_parameters()))
+        self.optimizer = Optimizer(model.spec, self.params, settings)
+        self.scaled = model.dtype == mx.float16
+        self.loss_scale = mx.array(2.0**16 if self.scaled else 1.0)
+        self.good_steps = mx.array(0)
+        self.losses, self.grad_norms = [], []
+        self.loss_and_grads = nn.value_and_grad(model, self.scaled_loss)
+        if compile:
+            self.loss_and_grads = mx.compile(self.loss_and_grads, inputs=[model.state])
+
+    def scaled_loss(self, tokens, targets, key, count, loss_scale):
+        return cross_entropy(self.model(tokens, key=key), targets) / count * loss_scale
+
+    def step(self, batches, lr):
+        count = sum(batch.targets.size for batch in batches)
+        total, grads = 0, None
+        for batch in batches:
+            loss, more = self.loss_and_grads(*arrays(batch), count, self.loss_scale)
+            grads = more if grads is None else tree_map(mx.add, grads, more)
+            total = total + loss / self.loss_scale
+            mx.async_eval(grads)
+        grads, norm = self.clip(dict(tree_flatten(grads)))
+        good = mx.isfinite(total) & mx.isfinite(norm)
+        self.optimizer.update(grads, lr, good)
+        if self.scaled:
+            self.adapt_scale(good)
+        self.model.update(tree_unflatten(list(self.params.items())))
+        self.losses.append(total)
+        self.grad_norms.append(norm)
+        mx.async_eval(self.params, self.optimizer.state(), total, norm)
+
+    def clip(self, grads):
+        """Take the loss scale out of the gradients and bound their norm; the norm before."""
+        norm = mx.sqrt(sum(mx.sum(mx.square(g)) for g in grads.values())) / self.loss_scale
+        limit = self.settings.grad_clip
+        factor = mx.minimum(limit / (norm + 1e-6), 1.0) if limit else mx.array(1.0)
+        factor = factor / self.loss_scale
+        return {name: g * factor for name, g in grads.items()}, norm
+
+    def adapt_scale(self, good):
+        grow = good & (self.good_steps + 1 >= GROW_AFTER)
+        self.good_steps = mx.where(good & ~grow, self.good_steps + 1, 0)
+        factor = mx.where(good, mx.where(grow, 2.0, 1.0), 0.5)
+        self.loss_scale = self.loss_scale * factor
+
+    def read(self):
+        progress = Progress([loss.item() for loss in self.losses],
+                            [norm.item() for norm in self.grad_norms], self.loss_scale.item())
+        self.losses, self.grad_norms = [], []
+        return progress
+
+    def evaluate(self, tokens, targets):
+        logits = self.model(mx.array(tokens))
+        targets = mx.array(targets)
+        return cross_entropy(logits, targets).item(), right_guesses(logits, targets).item()
+
+    def state(self):
+        state = self.optimizer.state()
+        if self.scaled:
+            state |= {"loss_scale": self.loss_scale, "loss_scale.good_steps": self.good_steps}
+        state = {name: np.array(value) for name, value in state.items()}
+        return state | {"step": state["step"].astype(np.int64)}
+
+    def load_state(self, state):
+        own = self.state()
+        check_state(own, state)
+        state = {name: mx.array(state[name]) for name in own}
+        self.optimizer.load_state(state)
+        if self.scaled:
+            self.loss_scale, self.good_steps = state["loss_scale"], state["loss_scale.good_steps"]

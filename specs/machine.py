@@ -1,0 +1,30 @@
+"""What machine this is: a measurement means little without it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from functools import cache
+from pathlib import Path
+
+
+@cache
+def chip() -> str:
+    """The processor's name, such as "Apple M4 Max" or "AMD EPYC", and its number of cores."""
+    name = platform.machine()
+    if platform.system() == "Darwin":
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        name = subprocess.run(command, capture_output=True, text=True).stdout.strip() or name
+    elif (cpuinfo := Path("/proc/cpuinfo")).exists():
+        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        name = lines[0].partition(":")[2].strip() if lines else name
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def process_peak() -> int:
+    """Bytes of memory that this process has held at most."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024

@@ -1,0 +1,35 @@
+"""Cached decoding behind the protocol of specs/backend.py."""
+
+import numpy as np
+import torch
+
+PIECE = 512  # tokens that a prefill reads at once: bounds its activations
+
+
+class Decoder:
+    """See specs.backend.Decoder."""
+
+    def __init__(self, model, cache, device):
+        self.model, self.cache, self.device = model, cache, device
+
+    @property
+    def offset(self):
+        return self.cache[0].offset
+
+    @torch.no_grad()
+    def prefill(self, tokens):
+        pieces = []
+        for start in range(0, tokens.shape[1], PIECE):
+            piece = torch.tensor(tokens[:, start : start + PIECE], device=self.device)
+            pieces.append(self.model(piece, self.cache).numpy(force=True))
+        return np.concatenate(pieces, axis=1)
+
+    def step(self, tokens):
+        return self.prefill(np.asarray(tokens)[:, None])[:, 0]
+
+    def fork(self, rows):
+        index = torch.tensor(list(rows), device=self.device)
+        return Decoder(self.model, [cache.take(index) for cache in self.cache], self.device)
+
+    def state_bytes(self):
+        return sum(cache.nbytes for cache in self.cache)

@@ -1,0 +1,16 @@
+"""Next-token cross-entropy and the count of right first guesses."""
+
+import torch
+import torch.nn.functional as F
+
+from torch_models.layers import upcast
+
+
+def cross_entropy(logits, targets):
+    """Sum over all positions, in nats: logits (B, T, V), targets (B, T)."""
+    return F.cross_entropy(upcast(logits).flatten(0, 1), targets.flatten(), reduction="sum")
+
+
+def right_guesses(logits, targets):
+    """How often the largest logit (the first of equals) is the target's."""
+    return torch.sum(logits.argmax(-1) == targets)

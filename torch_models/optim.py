@@ -1,0 +1,92 @@
+"""AdamW and Muon for the parameter table of a spec; the twin is mlx_models/optim.py.
+
+AdamW is PyTorch's own, fused: decoupled decay, bias correction, eps outside the root. Muon is
+written here from the definition in docs/optimizers.md: decoupled decay, float32, every matrix of
+a stack (heads, layers, experts) orthogonalised on its own, all of them in one batched call.
+"""
+
+import torch
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al., 2024: five rounds of this quintic
+
+
+def orthogonalise(U):
+    """Nearest to the orthogonal factor of each matrix of U (K, rows, columns)."""
+    a, b, c = NEWTON_SCHULZ
+    tall = U.shape[-2] > U.shape[-1]
+    X = U.swapaxes(-1, -2) if tall else U
+    X = X / (torch.sqrt(torch.sum(X * X, dim=(-2, -1), keepdim=True)) + 1e-7)
+    for _ in range(5):
+        A = X @ X.swapaxes(-1, -2)
+        X = a * X + (b * A + c * (A @ A)) @ X
+    return X.swapaxes(-1, -2) if tall else X
+
+
+class Optimizer:
+    """Moves `params` {name: tensor} in place; everything stays on the device."""
+
+    def __init__(self, spec, params, settings):
+        self.params, self.settings = params, settings
+        muon = settings.optimizer == "muon"
+        self.muon = {p.name: p for p in spec.params() if muon and p.group == "hidden"}
+        self.adam_scale = settings.adam_lr_scale if muon else 1.0
+        self.momentum = {name: torch.zeros_like(params[name]) for name in self.muon}
+        self.adam_names = [p.name for p in spec.params() if p.name not in self.muon]
+        decays = [params[p.name] for p in spec.params() if p.name not in self.muon and p.decays]
+        spared = [params[p.name] for p in spec.params()
+                  if p.name not in self.muon and not p.decays]
+        groups = [{"params": decays, "weight_decay": settings.weight_decay},
+                  {"params": spared, "weight_decay": 0.0}]
+        self.adam = torch.optim.AdamW(
+            groups, betas=(settings.beta1, settings.beta2), eps=settings.eps, fused=True)
+        self.start_adam(0)
+
+    def start_adam(self, step):
+        """The state that AdamW would make at its first step; here before it, so it can be read."""
+        for name in self.adam_names:
+            p = self.params[name]
+            self.adam.state[p] = {
+                "step": torch.tensor(float(step), device=p.device),
+                "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+
+    @torch.no_grad()
+    def update(self, grads, lr, good):
+        """One step at rate `lr` from grads {name: tensor}; nothing where `good` is false."""
+        for name in self.adam_names:
+            self.params[name].grad = grads[name]
+        for group in self.adam.param_groups:
+            group["lr"] = lr * self.adam_scale
+        self.adam.grad_scale = None
+        self.adam.found_inf = 1 - good.to(torch.float32)
+        self.adam.step()
+        for name, param in self.muon.items():
+            self.muon_step(name, param, grads[name], lr, good)
+
+    def muon_step(self, name, param, grad, lr, good):
+        beta, decay = self.settings.momentum, self.settings.weight_decay
+        weight, old = self.params[name], self.momentum[name]
+        momentum = beta * old + (1 - beta) * grad
+        U = (1 - beta) * grad + beta * momentum
+        X = orthogonalise(U.reshape(param.stack)).reshape(param.shape)
+        _, rows, columns = param.stack
+        rate = lr * max(1, rows / columns) ** 0.5
+        weight.copy_(torch.where(good, weight * (1 - lr * decay) - rate * X, weight))
+        self.momentum[name] = torch.where(good, momentum, old)
+
+    def state(self):
+        """{neutral name: tensor}; `step` counts the updates that were made."""
+        state = {f"momentum.{name}": momentum for name, momentum in self.momentum.items()}
+        for name in self.adam_names:
+            adam = self.adam.state[self.params[name]]
+            state |= {f"m.{name}": adam["exp_avg"], f"v.{name}": adam["exp_avg_sq"]}
+            state["step"] = adam["step"]
+        return state
+
+    def load_state(self, state):
+        """Take over {neutral name: tensor}, names and shapes checked by the caller."""
+        self.start_adam(int(state["step"]))
+        for name in self.adam_names:
+            adam = self.adam.state[self.params[name]]
+            adam["exp_avg"].copy_(state[f"m.{name}"])
+            adam["exp_avg_sq"].copy_(state[f"v.{name}"])
+        self.momentum = {name: state[f"momentum.{name}"].clone() for name in self.muon}

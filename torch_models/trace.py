@@ -1,0 +1,55 @@
+"""What went in and out of every submodule, taken by hooks: the model files hold nothing for it."""
+
+from collections import Counter
+
+import numpy as np
+import torch
+
+from specs.backend import Call
+from torch_models.loss import cross_entropy
+
+
+def trace(model, batch, grads):
+    """All submodule calls in execution order, with d loss / d output where `grads`."""
+    tokens, targets, key = batch
+    calls, seen, hooks = [], Counter(), []
+
+    def watch(name):
+        def hook(module, inputs, output):
+            seen[name] += 1
+            if grads:
+                output.retain_grad()
+            calls.append((name if seen[name] == 1 else f"{name}#{seen[name]}", inputs, output))
+        return hook
+
+    for name, module in model.named_modules():
+        if name and not isinstance(module, torch.nn.ModuleList):
+            hooks.append(module.register_forward_hook(watch(name)))
+    try:
+        with torch.set_grad_enabled(grads):
+            loss = cross_entropy(model(tokens, key=key), targets) / targets.numel()
+    finally:
+        for handle in hooks:
+            handle.remove()
+    if grads:
+        loss.backward()
+        model.zero_grad()
+    return [Call(path, tuple(map(_numpy, inputs)), _numpy(output),
+                 _numpy(output.grad) if grads else None) for path, inputs, output in calls]
+
+
+@torch.no_grad()
+def replay(model, path, inputs, device):
+    """The output of the submodule at `path` for numpy inputs."""
+    module = model.get_submodule(path.partition("#")[0])
+    return _numpy(module(*(_tensor(x, model.dtype, device) for x in inputs)))
+
+
+def _numpy(x):
+    return x.numpy(force=True).copy() if isinstance(x, torch.Tensor) else x
+
+
+def _tensor(x, dtype, device):
+    if not isinstance(x, np.ndarray):
+        return x
+    return torch.tensor(x, dtype=dtype if x.dtype.kind == "f" else None, device=device)

@@ -1,0 +1,94 @@
+"""Training steps without waiting: accumulation, clipping, loss scaling, the optimizer."""
+
+import numpy as np
+import torch
+
+from specs.backend import Progress, check_state
+from torch_models.loss import cross_entropy, right_guesses
+from torch_models.optim import Optimizer
+
+GROW_AFTER = 2000  # good steps in float16 before the loss scale is doubled
+
+
+def tensors(batch, device):
+    """(tokens, targets, key) of a `Batch` on the device."""
+    key = None if batch.keys is None else torch.tensor(batch.keys, device=device)
+    return (torch.tensor(batch.tokens, device=device),
+            torch.tensor(batch.targets, device=device, dtype=torch.long), key)
+
+
+class Trainer:
+    """See specs.backend.Trainer."""
+
+    def __init__(self, model, settings, compile, device):
+        self.model, self.settings, self.device = model, settings, device
+        self.params = dict(model.named_parameters())
+        self.optimizer = Optimizer(model.spec, self.params, settings)
+        self.scaled = model.dtype == torch.float16
+        self.loss_scale = torch.tensor(2.0**16 if self.scaled else 1.0, device=device)
+        self.good_steps = torch.tensor(0, device=device)
+        self.losses, self.grad_norms = [], []
+        if compile:
+            for layer in model.layers:
+                layer.compile()
+
+    def step(self, batches, lr):
+        count = sum(batch.targets.size for batch in batches)
+        total = 0
+        for batch in batches:
+            tokens, targets, key = tensors(batch, self.device)
+            loss = cross_entropy(self.model(tokens, key=key), targets) / count
+            (loss * self.loss_scale).backward()
+            total = total + loss.detach()
+        grads = {name: p.grad for name, p in self.params.items()}
+        norm = self.clip(grads)
+        good = torch.isfinite(total) & torch.isfinite(norm)
+        self.optimizer.update(grads, lr, good)
+        if self.scaled:
+            self.adapt_scale(good)
+        for p in self.params.values():
+            p.grad = None
+        self.losses.append(total)
+        self.grad_norms.append(norm)
+
+    @torch.no_grad()
+    def clip(self, grads):
+        """Take the loss scale out of the gradients and bound their norm; the norm before."""
+        norm = torch.nn.utils.get_total_norm(list(grads.values())) / self.loss_scale
+        limit = self.settings.grad_clip
+        factor = torch.clamp(limit / (norm + 1e-6), max=1.0) if limit else torch.ones_like(norm)
+        torch._foreach_mul_(list(grads.values()), factor / self.loss_scale)
+        return norm
+
+    def adapt_scale(self, good):
+        grow = good & (self.good_steps + 1 >= GROW_AFTER)
+        self.good_steps = torch.where(good & ~grow, self.good_steps + 1, 0)
+        factor = torch.where(good, torch.where(grow, 2.0, 1.0), 0.5)
+        self.loss_scale = self.loss_scale * factor
+
+    def read(self):
+        progress = Progress([loss.item() for loss in self.losses],
+                            [norm.item() for norm in self.grad_norms], self.loss_scale.item())
+        self.losses, self.grad_norms = [], []
+        return progress
+
+    @torch.no_grad()
+    def evaluate(self, tokens, targets):
+        logits = self.model(torch.tensor(tokens, device=self.device))
+        targets = torch.tensor(targets, device=self.device, dtype=torch.long)
+        return cross_entropy(logits, targets).item(), right_guesses(logits, targets).item()
+
+    def state(self):
+        state = self.optimizer.state()
+        if self.scaled:
+            state |= {"loss_scale": self.loss_scale, "loss_scale.good_steps": self.good_steps}
+        state = {name: value.numpy(force=True).copy() for name, value in state.items()}
+        return state | {"step": state["step"].astype(np.int64)}
+
+    def load_state(self, state):
+        own = self.state()
+        check_state(own, state)
+        state = {name: torch.tensor(state[name], device=self.device) for name in own}
+        self.optimizer.load_state(state)
+        if self.scaled:
+            self.loss_scale, self.good_steps = state["loss_scale"], state["loss_scale.good_steps"]
