@@ -47,6 +47,8 @@ class Spec(base.Spec):
     window: int | None = None
 
     presets: ClassVar = {
+        "tiny": {"n_layer": 3, "n_embd": 32, "n_head": 2, "mlp_internal_dim_multiplier": 4,
+                 "vocab_size": 64, "block_size": 640, "dropout": 0.0},
         "demo": {"n_layer": 4, "n_embd": 64, "n_head": 2, "mlp_internal_dim_multiplier": 32,
                  "block_size": 128, "dropout": 0.0},
         "10m": {"n_embd": 160},
