@@ -47,7 +47,7 @@ find_python() {
         done
     done
     stop "no Python 3.10 or newer for $(uname -m), with venv, is on the PATH (python3:" \
-        "$(python3 -V 2>&1 | head -1)). Get one from python.org, by 'brew install python@3.13'," \
+        "$(python3 -V 2>/dev/null || echo none)). Get one from python.org, by 'brew install python@3.13'," \
         "or by 'sudo apt-get install python3 python3-venv'"
 }
 
@@ -110,7 +110,7 @@ install() {
         fi
     done
 
-    say "Setting up .venv with $("$python" -V) for: $extras. It takes some minutes, once."
+    say "Setting up .venv with $("$python" -V) for: $extras. It takes 1 to 10 minutes, once."
     if [[ $(uname) == Linux ]]; then
         if [[ -z $cuda && $backends == *torch* ]]; then
             say "There is no NVIDIA GPU: PyTorch's smaller CPU build would do; it is taken when" \
