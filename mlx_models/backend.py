@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 import mlx_models
 from mlx_models.decoder import Decoder
 from mlx_models.loss import cross_entropy
-from mlx_models.trace import replay, trace
+from mlx_models.trace import pullback, replay, trace
 from mlx_models.trainer import Trainer, arrays
 from specs.backend import Batch, OptimizerSettings, load_strictly
 from specs.errors import UserError
@@ -72,6 +72,9 @@ class Backend:
 
     def replay(self, model, path, inputs):
         return replay(model, path, inputs)
+
+    def pullback(self, model, path, inputs, grad):
+        return pullback(model, path, inputs, grad)
 
     def trainer(self, model, settings: OptimizerSettings, compile=False):
         return Trainer(model, settings, compile)

@@ -68,6 +68,24 @@ def replay(model, path, inputs):
     return _numpy(module(*(_array(x, model.dtype) for x in inputs)))
 
 
+def pullback(model, path, inputs, grad):
+    """The gradients at numpy inputs of the submodule at `path` for a gradient at its output."""
+    module = dict(model.named_modules())[path.partition("#")[0]]
+    args = [_array(x, model.dtype) for x in inputs]
+    floats = {str(i): x for i, x in enumerate(args) if _is_float(x)}
+    cotangent = mx.array(grad.astype(np.float32))
+
+    def product(floats):
+        return mx.sum(module(*(floats.get(str(i), x) for i, x in enumerate(args))) * cotangent)
+
+    grads = mx.grad(product)(floats) if floats else {}
+    return tuple(_numpy(grads.get(str(i))) for i in range(len(args)))
+
+
+def _is_float(x):
+    return isinstance(x, mx.array) and mx.issubdtype(x.dtype, mx.floating)
+
+
 def _numpy(x):
     if not isinstance(x, mx.array):
         return x

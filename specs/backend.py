@@ -156,6 +156,13 @@ class Backend(Protocol):
     def replay(self, model: Model, path: str, inputs: tuple[Any, ...]) -> np.ndarray:
         """The output of the submodule at `path` for these inputs (from another panel's trace)."""
 
+    def pullback(self, model: Model, path: str, inputs: tuple[Any, ...],
+                 grad: np.ndarray) -> tuple[np.ndarray | None, ...]:
+        """The gradients at these inputs for `grad` at the output of the submodule at `path`.
+
+        None where an input is no array of floats.
+        """
+
     def trainer(self, model: Model, settings: OptimizerSettings, compile: bool = False) -> Trainer:
         ...
 

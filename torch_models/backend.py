@@ -9,7 +9,7 @@ from specs.errors import UserError
 from specs.machine import chip, process_peak
 from torch_models.decoder import Decoder
 from torch_models.loss import cross_entropy
-from torch_models.trace import replay, trace
+from torch_models.trace import pullback, replay, trace
 from torch_models.trainer import Trainer, tensors
 
 
@@ -70,6 +70,9 @@ class Backend:
 
     def replay(self, model, path, inputs):
         return replay(model, path, inputs, self.device)
+
+    def pullback(self, model, path, inputs, grad):
+        return pullback(model, path, inputs, grad, self.device)
 
     def trainer(self, model, settings: OptimizerSettings, compile=False):
         return Trainer(model, settings, compile, self.device)

@@ -45,6 +45,21 @@ def replay(model, path, inputs, device):
     return _numpy(module(*(_tensor(x, model.dtype, device) for x in inputs)))
 
 
+def pullback(model, path, inputs, grad, device):
+    """The gradients at numpy inputs of the submodule at `path` for a gradient at its output."""
+    module = model.get_submodule(path.partition("#")[0])
+    args = [_tensor(x, model.dtype, device) for x in inputs]
+    floats = [x.requires_grad_() for x in args if _is_float(x)]
+    output = module(*args)
+    grads = iter(torch.autograd.grad(output, floats, _tensor(grad, output.dtype, device),
+                                     materialize_grads=True) if floats else ())
+    return tuple(_numpy(next(grads)) if _is_float(x) else None for x in args)
+
+
+def _is_float(x):
+    return isinstance(x, torch.Tensor) and x.is_floating_point()
+
+
 def _numpy(x):
     return x.numpy(force=True).copy() if isinstance(x, torch.Tensor) else x
 
