@@ -1,0 +1,200 @@
+"""A corpus: text, cut by position into a training and a held-out part, then made tokens.
+
+It is known by a fingerprint of its tokens. A run directory carries its corpus when that is small;
+a large one waits in the cache, where the fingerprint finds it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from specs.errors import UserError
+from train.sources import BUILTIN, texts
+from train.tokenizer import Tokenizer, make_tokenizer, pieces
+
+STREAM_TOKENS = 20_000_000  # where a stream is cut unless told otherwise
+CARRIED_BYTES = 64 * 2**20  # up to this size a run directory carries its corpus
+_TEXT_PER_TOKEN = 6  # characters read for each token wanted: more than a vocabulary's mean
+_FILE = "corpus.safetensors"
+_CHUNK = 1 << 20  # tokens hashed at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """`train` and `val` are (n,) token ids, uint16 where the vocabulary fits, else uint32.
+
+    `fingerprint` belongs to the tokens of both parts, whatever their dtype; `source` says in
+    words where the text came from.
+    """
+
+    train: np.ndarray
+    val: np.ndarray
+    val_bytes_per_token: float
+    train_bytes_per_token: float
+    fingerprint: str
+    source: str
+
+    def save(self, folder: Path) -> None:
+        """Write the corpus to `folder`, made if need be, in one file that is whole or absent."""
+        folder.mkdir(parents=True, exist_ok=True)
+        metadata = {"fingerprint": self.fingerprint, "source": self.source,
+                    "val_bytes_per_token": repr(self.val_bytes_per_token),
+                    "train_bytes_per_token": repr(self.train_bytes_per_token)}
+        content = safetensors.numpy.save({"train": self.train, "val": self.val}, metadata)
+        temporary = folder / f".{_FILE}.{os.getpid()}"
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, folder / _FILE)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, folder: Path) -> Corpus:
+        """Read what `save` wrote. Raises `UserError` if it is missing, cut short or changed."""
+        path = folder / _FILE
+        try:
+            with safetensors.safe_open(path, "numpy") as file:
+                found = file.metadata()
+                corpus = cls(file.get_tensor("train"), file.get_tensor("val"),
+                             float(found["val_bytes_per_token"]),
+                             float(found["train_bytes_per_token"]),
+                             found["fingerprint"], found["source"])
+        except FileNotFoundError:
+            raise UserError(f"no corpus in {folder}: {_FILE} is missing") from None
+        except (safetensors.SafetensorError, TypeError, KeyError, ValueError) as error:
+            raise UserError(f"{path} is damaged ({error}): copy it again from where it was "
+                            "written") from None
+        if fingerprint(corpus.train, corpus.val) != corpus.fingerprint:
+            raise UserError(f"{path} is damaged: its tokens do not match their fingerprint "
+                            f"{corpus.fingerprint}; copy it again from where it was written")
+        return corpus
+
+
+def fingerprint(train: np.ndarray, val: np.ndarray) -> str:
+    """32 hex digits of the SHA-256 of both parts' lengths and tokens."""
+    digest = hashlib.sha256(np.array([len(train), len(val)], "<u8").tobytes())
+    for part in (train, val):
+        for start in range(0, len(part), _CHUNK):
+            digest.update(part[start:start + _CHUNK].astype("<u4").tobytes())
+    return digest.hexdigest()[:32]
+
+
+def prepare(data: str, tokenizer: str, *, val_fraction: float = 0.1, max_tokens: int | None = None,
+            config: str | None = None, split: str = "train", text_column: str | None = None,
+            streaming: bool = False) -> tuple[Corpus, Tokenizer]:
+    """Read `data`, hold out the last `val_fraction` of its characters, and make both parts tokens.
+
+    `data`: see `train.sources.texts`; `tokenizer`: see `make_tokenizer`, a BPE is learnt from the
+    training part alone. At most `max_tokens` tokens are kept (of a stream 20 million unless told
+    otherwise), each part from its beginning; only the text needed for them is read, and its bytes
+    per token are those of all that was read. The text is cut before any of it is encoded, so no
+    token and no window straddles the border.
+    Raises `UserError` for text that is missing, empty or not text, and for bad options.
+    """
+    if not 0 < val_fraction < 1:
+        raise UserError(f"the held-out fraction {val_fraction} must be above 0 and below 1")
+    if max_tokens is not None and max_tokens < 2:
+        raise UserError(f"at most {max_tokens} tokens are too few for two parts")
+    if streaming:
+        max_tokens = max_tokens or STREAM_TOKENS
+    per_token = 1 if tokenizer == "bytes" else _TEXT_PER_TOKEN
+    text = _read(data, max_tokens and max_tokens * per_token, config, split, text_column,
+                 streaming)
+    if not text or text.isspace():
+        raise UserError(f"{data} holds no text: choose another with --data")
+    cut = int(len(text) * (1 - val_fraction))
+    parts = text[:cut], text[cut:]
+    if not all(parts):
+        raise UserError(f"{data} has only {len(text)} characters: too few to hold some out")
+    library = make_tokenizer(tokenizer, pieces(parts[0]))
+    dtype = np.uint16 if library.vocab_size <= 2**16 else np.uint32
+    train, val = (library.encode(part).astype(dtype) for part in parts)
+    if not len(train) or not len(val):
+        raise UserError(f"tokenizer {tokenizer} makes no tokens of the text in {data}")
+    train_bytes, val_bytes = (len(part.encode()) / len(ids)
+                              for part, ids in zip(parts, (train, val), strict=True))
+    if max_tokens is not None:
+        held_out = max(1, round(max_tokens * val_fraction))
+        train, val = train[:max_tokens - held_out], val[:held_out]
+    corpus = Corpus(train, val, val_bytes, train_bytes, fingerprint(train, val),
+                    _describe(data, config, split))
+    return corpus, library
+
+
+def _read(data: str, characters: int | None, config: str | None, split: str,
+          text_column: str | None, streaming: bool) -> str:
+    """The first `characters` of the text, all of it for None."""
+    parts, size = [], 0
+    for part in texts(data, config, split, text_column, streaming):
+        parts.append(part)
+        size += len(part)
+        if characters is not None and size >= characters:
+            break
+    return "".join(parts)[:characters]
+
+
+def _describe(data: str, config: str | None, split: str) -> str:
+    if data in BUILTIN:
+        return f"{data} of Python {platform.python_version()}"
+    return " ".join([data, *filter(None, [config]), *([split] if split != "train" else [])])
+
+
+def require_length(corpus: Corpus, block_size: int) -> None:
+    """Raises `UserError` unless both parts have a window of `block_size` tokens and its targets."""
+    for name, part in (("training", corpus.train), ("held-out", corpus.val)):
+        if len(part) <= block_size:
+            raise UserError(f"the {name} part of {corpus.source} has {len(part)} tokens, a window "
+                            f"needs {block_size + 1}: lower --block-size or give more text")
+
+
+def store(corpus: Corpus, run_folder: Path) -> None:
+    """Keep the corpus of a run: in `run_folder`/corpus up to 64 MB, beyond that in the cache.
+
+    Raises `UserError` if the cache cannot be written.
+    """
+    if corpus.train.nbytes + corpus.val.nbytes <= CARRIED_BYTES:
+        corpus.save(run_folder / "corpus")
+        return
+    folder = _cache() / corpus.fingerprint
+    try:
+        corpus.save(folder)
+    except OSError as error:
+        raise UserError(f"the corpus cannot be kept in {folder} ({error.strerror}): make room, or "
+                        "set DIPTYCH_CACHE to another folder") from None
+
+
+def find(run_folder: Path, fingerprint: str, hint: str) -> Corpus:
+    """The corpus of a run, from `run_folder`/corpus or the cache.
+
+    `hint` is the command that prepares the same corpus again. Raises `UserError` if the corpus
+    is in neither place, or not the right one: what is wrong in each, and what to do.
+    """
+    problems = []
+    for folder in (run_folder / "corpus", _cache() / fingerprint):
+        try:
+            corpus = Corpus.load(folder)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        if corpus.fingerprint == fingerprint:
+            return corpus
+        problems.append(f"{folder} holds another corpus, {corpus.fingerprint}")
+    raise UserError(f"the corpus {fingerprint} of {run_folder} cannot be found ("
+                    + "; ".join(problems) + f"): copy the folder {_cache() / fingerprint} from "
+                    f"the machine where the run began, or prepare it again with: {hint}")
+
+
+def _cache() -> Path:
+    root = os.environ.get("DIPTYCH_CACHE") or "~/.cache/diptych"
+    return Path(root).expanduser() / "corpora"
