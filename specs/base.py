@@ -19,7 +19,7 @@ from specs.errors import UserError
 from specs.init import Init
 
 if TYPE_CHECKING:
-    from typing import Self  # Python 3.11
+    from typing_extensions import Self  # in typing from Python 3.11 on
 
 Group = Literal["hidden", "embed", "head", "vector"]
 
@@ -65,7 +65,6 @@ class Spec:
     dropout: float = 0.0
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    decode_kinds: ClassVar[tuple[str, ...]] = ("cache",)
     foreign_keys: ClassVar[tuple[str, ...]] = ()  # in official checkpoints, no parameters of ours
 
     def __post_init__(self) -> None:
@@ -88,6 +87,11 @@ class Spec:
     @property
     def arch(self) -> str:
         return type(self).__module__.rpartition(".")[2]
+
+    @property
+    def decode_kinds(self) -> tuple[str, ...]:
+        """The states that decoding can keep."""
+        return ("cache",)
 
     def params(self) -> tuple[Param, ...]:
         """The parameter table: the only source of names, shapes and initial values."""

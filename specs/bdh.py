@@ -55,7 +55,6 @@ class Spec(base.Spec):
         "25m": {},
         "100m": {"n_embd": 512},
     }
-    decode_kinds: ClassVar = ("cache", "recurrent")
     foreign_keys: ClassVar = ("attn.freqs",)
 
     def validate(self) -> None:
@@ -75,6 +74,11 @@ class Spec(base.Spec):
     def scale(self) -> float:
         """What the scores are multiplied by."""
         return self.d_state ** {"none": 0.0, "sqrt": -0.5, "linear": -1.0}[self.score_scale]
+
+    @property
+    def decode_kinds(self) -> tuple[str, ...]:
+        """ρ cannot forget: with a window there is the cache alone."""
+        return ("cache", "recurrent") if self.window is None else ("cache",)
 
     def params(self) -> tuple[Param, ...]:
         C, H, N, V = self.n_embd, self.n_head, self.d_state, self.vocab_size
@@ -100,7 +104,7 @@ class Spec(base.Spec):
         C, inner = self.n_embd, self.n_head * self.d_state
         seen = T if self.window is None else min(T, self.window - 1)
         cost = {"cache": 4 * self.n_layer * seen * (inner + C)}
-        if self.window is None:  # ρ cannot forget
+        if "recurrent" in self.decode_kinds:
             cost["recurrent"] = 4 * self.n_layer * inner * C
         return min(cost.values()) if kind == "auto" else cost[kind]
 
