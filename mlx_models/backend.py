@@ -16,7 +16,7 @@ from mlx_models.trace import pullback, replay, trace
 from mlx_models.trainer import Trainer, arrays
 from specs.backend import Batch, OptimizerSettings, load_strictly
 from specs.errors import UserError
-from specs.machine import chip
+from specs.machine import best_rate, chip
 
 
 class Backend:
@@ -90,3 +90,8 @@ class Backend:
 
     def reset_peak_memory(self):
         mx.reset_peak_memory()
+
+    def matmul_rate(self, dtype="float32"):
+        size = 4096 if self.device != "cpu" else 1024
+        a = mx.ones((size, size), getattr(mx, dtype))
+        return best_rate(lambda: mx.eval(a @ a), self.synchronize, 2 * size**3)

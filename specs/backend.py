@@ -180,6 +180,10 @@ class Backend(Protocol):
 
     def reset_peak_memory(self) -> None: ...
 
+    def matmul_rate(self, dtype: Dtype = "float32") -> float:
+        """FLOP/s of a large matrix product in `dtype`, measured now: the bound that the share
+        of it reached (MFU) refers to."""
+
 
 def available_backends() -> list[str]:
     """The backends whose framework is installed here, preferred one first."""

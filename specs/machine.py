@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -28,3 +30,14 @@ def process_peak() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if platform.system() == "Darwin" else peak * 1024
+
+
+def best_rate(work: Callable[[], object], wait: Callable[[], None], amount: float) -> float:
+    """`amount` per second of `work`, the best of five timed calls after one that is not."""
+    times = []
+    for _ in range(6):
+        start = time.perf_counter()
+        work()
+        wait()
+        times.append(time.perf_counter() - start)
+    return amount / min(times[1:])

@@ -1,0 +1,144 @@
+"""Checkpoints of a run: RUN/step-00001000/{model,optimizer}.safetensors and state.json.
+
+A checkpoint exists whole or not at all; state.json holds a sha256 of the other files. They are
+the same whichever backend wrote them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from specs.backend import Arrays
+from specs.errors import UserError
+from train.files import new_folder, sha256, write_json
+
+FORMAT = 1
+FILES = ("model.safetensors", "optimizer.safetensors")
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """What a run needs besides weights and optimizer state to go on as if never stopped.
+
+    `step`: optimizer updates asked for; `tokens`: tokens seen; `elapsed`: seconds trained;
+    `skipped`: updates left out for a loss or gradient that was not finite; `val_loss`: nats per
+    token, where it was measured at this very step.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    elapsed: float = 0.0
+    skipped: int = 0
+    val_loss: float | None = None
+
+
+def folder(run: Path, step: int) -> Path:
+    return run / f"step-{step:08d}"
+
+
+def steps(run: Path) -> list[int]:
+    """Steps of the checkpoints in a run directory, in order."""
+    matches = (re.fullmatch(r"step-(\d{8})", path.name) for path in run.glob("step-*"))
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def save(run: Path, state: TrainState, weights: Arrays, optimizer: Arrays, backend: str) -> Path:
+    """Write one checkpoint; nothing is left behind if it fails (a full disk, say)."""
+    path = folder(run, state.step)
+    with new_folder(path) as aside:
+        for name, arrays in zip(FILES, (weights, optimizer), strict=True):
+            contiguous = {key: np.asarray(array, order="C") for key, array in arrays.items()}
+            save_file(contiguous, aside / name, metadata={"format": "np"})
+        write_json(aside / "state.json", {
+            "format": FORMAT, **asdict(state), "backend": backend,
+            "sha256": {name: sha256(aside / name) for name in FILES}})
+    return path
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint's state.json. Raises `UserError` if it cannot be used."""
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is no checkpoint: it has no state.json") from None
+    except ValueError:
+        raise UserError(f"{path / 'state.json'} is damaged") from None
+    if state.get("format") != FORMAT:
+        raise UserError(f"{path} has format {state.get('format')!r}, this version reads {FORMAT}: "
+                        "it was written by another version of Diptych")
+    return state
+
+
+def load(path: Path, parts: tuple[str, ...] = FILES) -> tuple[TrainState, list[Arrays]]:
+    """State and arrays of one checkpoint, each file checked against its sha256.
+
+    Raises `UserError` that names the file which is missing, truncated or changed.
+    """
+    state = read_state(path)
+    arrays = []
+    for name in parts:
+        file = path / name
+        if not file.exists():
+            raise UserError(f"{file} is missing")
+        if sha256(file) != state["sha256"].get(name):
+            raise UserError(f"{file} is damaged: its content is not what was written")
+        arrays.append(load_arrays(file))
+    fields = TrainState.__dataclass_fields__
+    return TrainState(**{key: state[key] for key in fields}), arrays
+
+
+def load_arrays(file: Path) -> Arrays:
+    """A safetensors file as numpy arrays; half precision becomes float32."""
+    try:
+        arrays: Mapping[str, np.ndarray] = load_file(file)
+    except (SafetensorError, OSError, TypeError) as error:
+        raise UserError(f"{file} is no safetensors file that can be read: {error}") from None
+    return dict(arrays)
+
+
+def load_last(run: Path) -> tuple[TrainState, list[Arrays], list[str]]:
+    """The last checkpoint that is whole, and a remark on each later one that is not."""
+    remarks = []
+    for step in reversed(steps(run)):
+        try:
+            state, arrays = load(folder(run, step))
+        except UserError as error:
+            remarks.append(f"{error}; going back to an earlier checkpoint")
+            continue
+        return state, arrays, remarks
+    raise UserError(remarks[0].partition(";")[0] + ", and no earlier checkpoint is whole"
+                    if remarks else f"{run} has no checkpoint yet: start it again without --resume "
+                                    "under another --name")
+
+
+def best_step(run: Path) -> int | None:
+    """The step of the checkpoint with the lowest validation loss."""
+    losses = {}
+    for step in steps(run):
+        try:
+            loss = read_state(folder(run, step))["val_loss"]
+        except UserError:
+            continue
+        if loss is not None:
+            losses[step] = loss
+    return min(losses, key=losses.__getitem__) if losses else None
+
+
+def prune(run: Path, keep: int) -> None:
+    """Remove all but the last `keep` checkpoints and the best one, and what a kill left behind."""
+    spared = {*steps(run)[-keep:], best_step(run)}
+    for step in steps(run):
+        if step not in spared:
+            shutil.rmtree(folder(run, step))
+    for rest in run.glob(".step-*.tmp"):
+        shutil.rmtree(rest, ignore_errors=True)

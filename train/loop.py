@@ -1,0 +1,202 @@
+"""The training loop: batches, steps, log points, evaluations, checkpoints, a calm end."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from types import FrameType
+from typing import Any, Literal
+
+import numpy as np
+
+from specs import Spec
+from specs.backend import Backend, Batch, Model, Trainer
+from train import checkpoint, metrics
+from train.batches import batch, prefetch, split, validation_windows
+from train.checkpoint import TrainState
+from train.data import Corpus
+from train.progress import Display
+from train.rundir import RunDir
+from train.schedule import learning_rate
+from train.settings import Settings
+
+SKIP_LIMIT = 10  # updates in a row that are not finite: more will not help
+Ending = Literal["done", "interrupted", "diverged"]
+
+
+@dataclass
+class Loop:
+    """Everything that a run consists of while it trains."""
+
+    run: RunDir
+    spec: Spec
+    settings: Settings
+    corpus: Corpus
+    backend: Backend
+    model: Model
+    trainer: Trainer
+    state: TrainState
+    micro_batch: int
+
+    def __post_init__(self) -> None:
+        self.started = time.monotonic() - self.state.elapsed
+        self.logged_at, self.logged_tokens, self.paused = time.monotonic(), self.state.tokens, 0.0
+        self.skipped_in_row = 0
+        self.interrupted = False
+        self.peak_rate = self.backend.matmul_rate(self.settings.dtype)  # type: ignore[arg-type]
+        self.windows = validation_windows(self.corpus, self.spec.block_size,
+                                          self.settings.eval_windows)
+
+    @property
+    def elapsed(self) -> float:
+        return time.monotonic() - self.started
+
+    @property
+    def total(self) -> float:
+        """Steps, or seconds of a run bounded by time."""
+        return self.settings.steps if self.settings.steps is not None else (
+            60 * (self.settings.minutes or 0))
+
+    def train(self) -> Ending:
+        """Train to the end of the settings. The last checkpoint is written however it ends."""
+        bounded = self.settings.steps is not None
+        done = self.state.step if bounded else self.state.elapsed
+        with Display(self.total, done) as display, self.catch_interrupt(display):
+            for step, batches in self.batches():
+                self.trainer.step(batches, learning_rate(self.settings, step, self.elapsed))
+                self.state = replace(
+                    self.state, step=step + 1, elapsed=self.elapsed, val_loss=None,
+                    tokens=self.state.tokens + sum(b.tokens.size for b in batches))
+                last = (step + 1 if bounded else self.elapsed) >= self.total
+                interrupted = self.interrupted
+                if last or interrupted or self.due(self.settings.log_every):
+                    self.log(display)
+                diverged = self.skipped_in_row >= SKIP_LIMIT
+                stop = interrupted or diverged
+                if not stop and (last or self.due(self.settings.eval_every)):
+                    self.evaluate(display)
+                if stop or last or self.due(self.settings.save_every):
+                    self.save()
+                if stop:
+                    return "diverged" if diverged else "interrupted"
+                if last:
+                    break
+        return "done"
+
+    def due(self, every: int) -> bool:
+        return self.state.step % every == 0
+
+    def batches(self) -> Iterator[tuple[int, list[Batch]]]:
+        """(step, its micro-batches) from the run's step on, prepared ahead of their use."""
+        def make(step: int) -> list[Batch]:
+            T = self.settings.block_size(step, self.spec.block_size)
+            rows = batch(self.corpus, self.settings.seed, step, self.settings.batch_size, T,
+                         dropout=self.spec.dropout > 0)
+            return split(rows, self.micro_batch)
+
+        first = self.state.step
+        stop = self.settings.steps if self.settings.steps is not None else sys.maxsize
+        yield from enumerate(prefetch(make, first, stop), first)
+
+    def log(self, display: Display) -> None:
+        progress = self.trainer.read()
+        now = time.monotonic()
+        seconds = now - self.logged_at - self.paused
+        tokens = self.state.tokens - self.logged_tokens
+        self.logged_at, self.logged_tokens, self.paused = now, self.state.tokens, 0.0
+        good = progress.finite
+        for ok in good:
+            self.skipped_in_row = 0 if ok else self.skipped_in_row + 1
+        self.state = replace(self.state, skipped=self.state.skipped + good.count(False))
+        losses = [loss for loss, ok in zip(progress.losses, good, strict=True) if ok]
+        loss = float(np.mean(losses)) if losses else math.nan
+        T = self.settings.block_size(self.state.step - 1, self.spec.block_size)
+        rate = tokens / max(seconds, 1e-9)
+        row = {
+            "step": self.state.step, "tokens": self.state.tokens, "elapsed": self.elapsed,
+            "loss": loss, **self.per_byte(loss, self.corpus.train_bytes_per_token),
+            "lr": learning_rate(self.settings, self.state.step - 1, self.elapsed),
+            "grad_norm": progress.grad_norms[-1], "tokens_per_s": rate,
+            "mfu": 3 * self.spec.flops_per_token(T) * rate / self.peak_rate,
+            "memory": self.backend.peak_memory(), "skipped": self.state.skipped,
+            "backend": self.backend.name,
+        }
+        if self.settings.dtype == "float16":
+            row["loss_scale"] = progress.loss_scale
+        metrics.append(self.run.metrics, row)
+        self.show(display, row)
+        if not all(good):
+            display.say(f"step {self.state.step}: {good.count(False)} update(s) skipped, the loss "
+                        "or its gradient was not finite")
+
+    def show(self, display: Display, row: dict[str, Any]) -> None:
+        if self.settings.steps is None:
+            done, place = self.elapsed, f"step {self.state.step}"
+            eta = max(self.total - done, 0)
+        else:
+            done, place = self.state.step, f"step {self.state.step}/{self.settings.steps}"
+            eta = (self.total - done) * self.tokens_per_step / max(row["tokens_per_s"], 1e-9)
+        display.show(done, place, row, eta)
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.settings.batch_size * self.spec.block_size
+
+    @staticmethod
+    def per_byte(loss: float, bytes_per_token: float, prefix: str = "") -> dict[str, float]:
+        """The same loss comparable across tokenizers, and as perplexity."""
+        return {f"{prefix}bpb": loss / math.log(2) / bytes_per_token,
+                f"{prefix}perplexity": math.exp(min(loss, 700.0))}
+
+    def evaluate(self, display: Display) -> None:
+        """Loss and accuracy on the held-out windows, as one metrics line."""
+        start = time.monotonic()
+        tokens, targets = self.windows
+        nats, right = 0.0, 0
+        for first in range(0, len(tokens), self.micro_batch):
+            rows = slice(first, first + self.micro_batch)
+            more_nats, more_right = self.trainer.evaluate(tokens[rows], targets[rows])
+            nats, right = nats + more_nats, right + more_right
+        loss = nats / targets.size
+        self.state = replace(self.state, val_loss=loss)
+        row = {"step": self.state.step, "elapsed": self.elapsed, "val_loss": loss,
+               **self.per_byte(loss, self.corpus.val_bytes_per_token, "val_"),
+               "val_accuracy": right / targets.size}
+        metrics.append(self.run.metrics, row)
+        display.say(f"step {self.state.step}: validation loss {loss:.4f}, "
+                    f"{row['val_bpb']:.3f} bits per byte, accuracy {row['val_accuracy']:.1%}")
+        self.paused += time.monotonic() - start
+
+    def save(self) -> None:
+        start = time.monotonic()
+        checkpoint.save(self.run.path, self.state, self.backend.weights(self.model),
+                        self.trainer.state(), self.backend.name)
+        checkpoint.prune(self.run.path, self.settings.keep)
+        self.paused += time.monotonic() - start
+
+    def catch_interrupt(self, display: Display) -> _Interrupt:
+        return _Interrupt(self, display)
+
+
+class _Interrupt:
+    """The first Ctrl-C ends the run after the step in hand; the second one leaves at once."""
+
+    def __init__(self, loop: Loop, display: Display):
+        self.loop, self.display = loop, display
+
+    def __enter__(self) -> None:
+        self.before = signal.signal(signal.SIGINT, self.handle)
+
+    def __exit__(self, *error: object) -> None:
+        signal.signal(signal.SIGINT, self.before)
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        if self.loop.interrupted:
+            os._exit(130)
+        self.loop.interrupted = True
+        self.display.say("stopping after this step; press Ctrl-C again to leave at once")

@@ -1,0 +1,42 @@
+"""metrics.jsonl: one flat dict a line, written as the run goes, read by plots and people."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from train.files import write_text
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """All whole lines; a half line, as a kill leaves it, is passed over."""
+    rows = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict):
+                rows.append(row)
+    return rows
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    """Add one line; what is not finite becomes null, since JSON has no word for it."""
+    clean = {key: None if isinstance(value, float) and not math.isfinite(value) else value
+             for key, value in row.items()}
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(clean) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def cut(path: Path, step: int) -> None:
+    """Forget what was logged after `step`: a resumed run will log it again."""
+    if path.exists():
+        rows = [row for row in read(path) if row.get("step", 0) <= step]
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))

@@ -1,0 +1,206 @@
+"""The command line of train/run.py, which becomes a spec and settings."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+from typing import Any
+
+from specs import Spec, UserError, architectures, spec_type
+from specs.backend import BACKENDS
+from train.schedule import SCHEDULES
+from train.settings import Settings
+
+EXAMPLES = """examples:
+  python train/run.py --backend mlx --arch bdh
+  python train/run.py --arch bdh --preset 10m --data novel.txt --tokenizer bpe:4096 --minutes 30
+  python train/run.py --arch bdh --set n_layer=8 --set share_layers=false --optimizer muon --lr 5e-3
+  python train/run.py --arch bdh --preset 25m --batch-size 32 --memory 8GB --recompute
+  python train/run.py --arch bdh --data roneneldan/TinyStories --stream --data-tokens 20M
+  python train/run.py --resume bdh-demo --backend torch --steps 2000
+"""
+
+# What may be changed when a run goes on: nothing here alters the batches or the model.
+RESUMABLE = {"steps", "minutes", "lr", "min_lr", "grad_clip", "micro_batch", "memory", "dtype",
+             "recompute", "compile", "log_every", "eval_every", "eval_windows", "save_every",
+             "keep"}
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="train/run.py", description="Train a model, on MLX or PyTorch, or go on with a run.",
+        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    default = {field.name: field.default for field in dataclasses.fields(Settings)}
+
+    def option(group: Any, name: str, help: str, **kind: Any) -> None:
+        value = default.get(name[2:].replace("-", "_"))
+        shown = f" (default {value})" if value not in (None, False) else ""
+        group.add_argument(name, help=help + shown, **kind)
+
+    model = made.add_argument_group("model")
+    model.add_argument("--arch", default=None, help=f"one of: {', '.join(architectures())}")
+    model.add_argument("--preset", default=None, help="a named size (default: demo); an unknown "
+                       "name lists them")
+    model.add_argument("--set", metavar="FIELD=VALUE", action="append", default=[],
+                       help="any field of the spec; may be repeated")
+    model.add_argument("--block-size", type=int, help="tokens in a window (default: the preset's)")
+    option(model, "--init", "start from these weights: a safetensors file with our names, "
+           "such as an official BDH state dict", metavar="FILE")
+
+    run = made.add_argument_group("run")
+    run.add_argument("--name", default=None, help="name under runs/ (default: ARCH-PRESET)")
+    run.add_argument("--resume", metavar="NAME", default=None, help="go on with a run, on either "
+                     "backend, with exactly the batches that come next")
+    run.add_argument("--backend", default=None, help=f"{' or '.join(BACKENDS)} (default: mlx where "
+                     "it is installed)")
+    run.add_argument("--device", default=None, help="cpu, gpu (MLX), cuda, mps (PyTorch)")
+    option(run, "--seed", "of weights, batches and dropout", type=int)
+
+    data = made.add_argument_group("data")
+    option(data, "--data", "builtin, builtin-source, a file, a folder, or a `datasets` id")
+    option(data, "--data-config", "configuration of a `datasets` id")
+    option(data, "--data-split", "split of a `datasets` id")
+    option(data, "--text-column", "column that holds the text (default: found by itself)")
+    option(data, "--stream", "read a `datasets` id without downloading it whole",
+           action="store_true")
+    option(data, "--data-tokens", "use at most so many tokens, such as 20M", type=_count)
+    option(data, "--tokenizer", "bytes, bpe:SIZE (trained on the training part), or a "
+           "tokenizer.json")
+
+    length = made.add_argument_group("length (default: 300 steps)")
+    option(length, "--steps", "optimizer updates", type=int)
+    length.add_argument("--tokens", type=_count, help="tokens to see, such as 5M; becomes steps")
+    option(length, "--minutes", "stop by the clock; the schedule follows it", type=float)
+
+    batch = made.add_argument_group("batch")
+    option(batch, "--batch-size", "windows per update", type=int)
+    option(batch, "--micro-batch", "windows at once (default: all, or what --memory allows)",
+           type=int)
+    option(batch, "--memory", "choose the largest micro-batch that fits, such as 8GB", type=_size)
+    option(batch, "--seq-curriculum", "grow windows over the first half of the run",
+           metavar="64:256", type=_curriculum)
+
+    optimizer = made.add_argument_group("optimizer")
+    option(optimizer, "--optimizer", "Muon takes the hidden matrices, AdamW the rest",
+           choices=("adamw", "muon"))
+    option(optimizer, "--lr", "peak learning rate", type=float)
+    option(optimizer, "--schedule", "after the warm-up", choices=SCHEDULES)
+    option(optimizer, "--warmup", "updates of linear warm-up", type=int)
+    option(optimizer, "--min-lr", "last rate as a share of the peak", type=float)
+    option(optimizer, "--weight-decay", "decoupled, on matrices only", type=float)
+    option(optimizer, "--grad-clip", "largest gradient norm, 0 for none", type=float)
+
+    machine = made.add_argument_group("precision and speed")
+    option(machine, "--dtype", "of the products; parameters and norms stay float32",
+           choices=("float32", "bfloat16", "float16"))
+    option(machine, "--recompute", "keep no activations inside a layer: less memory, more work",
+           action=argparse.BooleanOptionalAction)
+    option(machine, "--compile", "torch.compile or mx.compile",
+           action=argparse.BooleanOptionalAction)
+
+    watch = made.add_argument_group("log points and checkpoints (in steps)")
+    option(watch, "--log-every", "metrics line and progress", type=int)
+    option(watch, "--eval-every", "validation", type=int)
+    option(watch, "--eval-windows", "windows of a validation", type=int)
+    option(watch, "--save-every", "checkpoint", type=int)
+    option(watch, "--keep", "last checkpoints kept, besides the best", type=int)
+    return made
+
+
+def given_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given on the command line."""
+    names = {field.name for field in dataclasses.fields(Settings)}
+    return {name: value for name, value in vars(args).items() if name in names}
+
+
+def new_spec(args: argparse.Namespace, vocab_size: int) -> tuple[Spec, str]:
+    """The spec asked for and the name of its preset; the vocabulary is the tokenizer's."""
+    kind = spec_type(args.arch)
+    preset = args.preset or "demo"
+    fields = {"vocab_size": vocab_size, **dict(map(_field, args.set))}
+    if "block_size" in args:
+        fields["block_size"] = args.block_size
+    spec = kind.preset(preset, **fields)
+    if spec.vocab_size < vocab_size:
+        raise UserError(f"vocab_size = {spec.vocab_size} is too small for the tokenizer, which "
+                        f"has {vocab_size}")
+    return spec, preset
+
+
+def new_settings(args: argparse.Namespace, block_size: int) -> Settings:
+    """Settings of a new run."""
+    given = given_settings(args)
+    bounds = [name for name in ("steps", "tokens", "minutes") if name in args]
+    if len(bounds) > 1:
+        raise UserError(f"--{bounds[0]} and --{bounds[1]} both bound the run: give one of them")
+    if "tokens" in args:
+        given["steps"] = -(-args.tokens // (given.get("batch_size", Settings.batch_size)
+                                            * block_size))
+    if not bounds:
+        given["steps"] = 300
+    if "seq_curriculum" in given and "minutes" in given:
+        raise UserError("--seq-curriculum goes by steps: give --steps or --tokens, not --minutes")
+    return Settings(**given)
+
+
+def resumed_settings(args: argparse.Namespace, settings: Settings, block_size: int) -> Settings:
+    """Settings of a run that goes on. Raises `UserError` for what would make it another run."""
+    given = given_settings(args)
+    if "tokens" in args:
+        given["steps"] = -(-args.tokens // (settings.batch_size * block_size))
+    fixed = sorted(name for name, value in given.items()
+                   if name not in RESUMABLE and value != getattr(settings, name))
+    fixed += [name for name in ("arch", "preset", "name") if getattr(args, name)]
+    fixed += ["set"] if args.set else []
+    fixed += ["block_size"] if "block_size" in args else []
+    if fixed:
+        option = "--" + fixed[0].replace("_", "-")
+        raise UserError(f"{option} cannot change when a run goes on: leave it out, or start "
+                        "another run")
+    for bound, other in (("steps", "minutes"), ("minutes", "steps")):
+        if bound in given and getattr(settings, other) is not None:
+            raise UserError(f"this run is bounded by --{other}: give a larger --{other}")
+    if "memory" in given:
+        given.setdefault("micro_batch", None)
+    return dataclasses.replace(settings, **given)
+
+
+def _field(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"--set {text} must be FIELD=VALUE, such as --set n_layer=8")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _number(text: str, units: dict[str, int], what: str) -> int:
+    match = re.fullmatch(r"([\d.]+)\s*([a-zA-Z]*)", text)
+    unit = match[2].lower() if match else None
+    if match is None or unit not in units:
+        raise argparse.ArgumentTypeError(f"{text!r} must be {what}")
+    try:
+        return int(float(match[1]) * units[unit])
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must be {what}") from None
+
+
+def _count(text: str) -> int:
+    return _number(text, {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9},
+                   "a number such as 500k, 20M or 1.5B")
+
+
+def _size(text: str) -> int:
+    return _number(text, {"mb": 2**20, "gb": 2**30, "m": 2**20, "g": 2**30},
+                   "a size such as 800MB or 8GB")
+
+
+def _curriculum(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} must be FIRST:LAST, such as 64:256")
+    return int(match[1]), int(match[2])

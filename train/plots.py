@@ -1,0 +1,69 @@
+"""Pictures of a run, drawn from metrics.jsonl alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from train import metrics
+
+Rows = list[dict[str, Any]]
+_PICTURES: dict[str, tuple[tuple[str, str], ...]] = {
+    "loss": (("loss", "training"), ("val_loss", "validation")),
+    "validation": (("val_bpb", "bits per byte"), ("val_accuracy", "accuracy")),
+    "throughput": (("tokens_per_s", "tokens/s"), ("mfu", "share of the matrix-product rate")),
+    "rate": (("lr", "learning rate"), ("grad_norm", "gradient norm")),
+}
+
+
+def series(rows: Rows, key: str) -> tuple[list[int], list[float]]:
+    """(steps, values) of the rows that have `key`."""
+    points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def draw(run: Path) -> list[Path]:
+    """Draw RUN/plots/*.png and return their paths; pictures without data are left out."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    rows = metrics.read(run / "metrics.jsonl")
+    folder = run / "plots"
+    folder.mkdir(exist_ok=True)
+    drawn = []
+    for name, curves in _PICTURES.items():
+        figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+        lines = []
+        for number, (key, label) in enumerate(curves):
+            steps, values = series(rows, key)
+            if not steps:
+                continue
+            # Quantities of different units have an axis each; the two losses share one.
+            axis = axes if number == 0 or name == "loss" else axes.twinx()
+            lines += axis.plot(steps, values, f"C{number}", label=label,
+                               marker="o" if key.startswith("val") else None, markersize=3)
+            axis.set_ylabel("nats per token" if name == "loss" else label)
+        if lines:
+            axes.set_xlabel("step")
+            axes.legend(handles=lines)
+            axes.set_title(run.name)
+            axes.grid(alpha=0.3)
+            drawn.append(folder / f"{name}.png")
+            figure.savefig(drawn[-1], dpi=120)
+        plt.close(figure)
+    return drawn
+
+
+def on_terminal(rows: Rows, keys: tuple[str, ...] = ("loss", "val_loss")) -> None:
+    """Draw curves over the steps with characters, for a first look without opening a file."""
+    import plotext
+
+    plotext.clear_figure()
+    plotext.theme("clear")
+    plotext.plot_size(72, 16)
+    for key in keys:
+        plotext.plot(*series(rows, key), label=key)
+    plotext.xlabel("step")
+    plotext.show()

@@ -1,0 +1,141 @@
+"""A run directory, runs/NAME: made by `train/run.py`, read by generate, parity and bench.
+
+    config.json     arch, spec, training settings, versions, corpus, git commit
+    tokenizer.json  corpus/ (when small)  metrics.jsonl  plots/  step-00001000/
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from specs import Spec, UserError, spec_type
+from specs.backend import Arrays
+from specs.base import did_you_mean
+from train import checkpoint
+from train.files import new_folder, write_json, write_text
+from train.settings import Settings
+from train.tokenizer import Tokenizer
+
+FORMAT = 1
+RUNS = Path("runs")
+
+
+class RunDir:
+    """One run. Raises `UserError` where a file is missing, damaged or of another version."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.metrics = path / "metrics.jsonl"
+        self.plots = path / "plots"
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @classmethod
+    def open(cls, name: str | Path) -> RunDir:
+        """The run of this name under runs/, or at this path."""
+        for path in (Path(name), RUNS / name):
+            if (path / "config.json").is_file():
+                return cls(path)
+        known = sorted(path.parent.name for path in RUNS.glob("*/config.json"))
+        hint = did_you_mean(str(name), known) if known else (
+            "; train one first: python train/run.py --arch bdh")
+        raise UserError(f"no run {str(name)!r}" + hint.replace("It has:", "There are:"))
+
+    @classmethod
+    def create(cls, name: str | None, spec: Spec, settings: Settings, preset: str,
+               tokenizer: Tokenizer, corpus: dict[str, Any], versions: dict[str, str]) -> RunDir:
+        """A new run directory; None: named after the architecture and preset, and numbered."""
+        path = RUNS / (name or _free_name(f"{spec.arch}-{preset}"))
+        if not re.fullmatch(r"[\w.-]+", path.name) or (name or "").startswith("."):
+            raise UserError(f"--name {name!r} must be made of letters, digits, '-', '_' and '.'")
+        if path.exists():
+            raise UserError(f"{path} exists: go on with it by --resume {path.name}, or choose "
+                            "another --name")
+        with new_folder(path) as aside:
+            write_text(aside / "tokenizer.json", tokenizer.to_json())
+            write_json(aside / "config.json", {
+                "format": FORMAT, "arch": spec.arch, "preset": preset, "spec": spec.to_dict(),
+                "settings": settings.to_dict(), "corpus": corpus, "versions": versions,
+                "commit": _git_commit(), "created": time.strftime("%Y-%m-%d %H:%M:%S")})
+        return cls(path)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        file = self.path / "config.json"
+        try:
+            config = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            raise UserError(f"{file} is damaged: it is not JSON") from None
+        if config.get("format") != FORMAT:
+            raise UserError(f"{file} has format {config.get('format')!r}, this version reads "
+                            f"{FORMAT}: the run was made by another version of Diptych")
+        return config
+
+    @property
+    def spec(self) -> Spec:
+        return spec_type(self.config["arch"]).from_dict(self.config["spec"])
+
+    @property
+    def settings(self) -> Settings:
+        return Settings.from_dict(self.config["settings"])
+
+    def set_settings(self, settings: Settings) -> None:
+        """What was changed on resuming is written down."""
+        write_json(self.path / "config.json", {**self.config, "settings": settings.to_dict()})
+
+    def tokenizer(self) -> Tokenizer:
+        file = self.path / "tokenizer.json"
+        if not file.is_file():
+            raise UserError(f"{file} is missing")
+        return Tokenizer.from_json(file.read_text(encoding="utf-8"))
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints, in order."""
+        return checkpoint.steps(self.path)
+
+    def weights(self, step: int | None = None) -> Arrays:
+        """Weights at `step`, or of the last whole checkpoint; checked against their sha256."""
+        if step is None:
+            _, (weights, _), _ = checkpoint.load_last(self.path)
+            return weights
+        if step not in self.steps():
+            raise UserError(f"{self.name} has no checkpoint at step {step}; it has: "
+                            + (", ".join(map(str, self.steps())) or "none"))
+        path = checkpoint.folder(self.path, step)
+        return checkpoint.load(path, checkpoint.FILES[:1])[1][0]
+
+    def lock(self) -> int:
+        """Keep a second process from training this run; held until this process ends."""
+        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another process is training {self.name}: wait for it, or stop it "
+                            "first") from None
+        return descriptor
+
+
+def _free_name(base: str) -> str:
+    number = 1
+    while (RUNS / (name := base if number == 1 else f"{base}-{number}")).exists():
+        number += 1
+    return name
+
+
+def _git_commit() -> str | None:
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "rev-parse", "--short", "HEAD"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return result.stdout.strip() or None

@@ -1,0 +1,94 @@
+"""How a run is trained: everything that its config.json holds besides the model's spec."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from specs.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Defaults suit a laptop and the smallest presets. `None` means: decided from the rest."""
+
+    data: str = "builtin"
+    data_config: str | None = None
+    data_split: str = "train"
+    text_column: str | None = None
+    stream: bool = False
+    data_tokens: int | None = None
+    tokenizer: str = "bytes"
+    init: str | None = None
+
+    steps: int | None = None
+    minutes: float | None = None
+    batch_size: int = 16
+    micro_batch: int | None = None
+    memory: int | None = None
+    seq_curriculum: tuple[int, int] | None = None
+
+    optimizer: str = "adamw"
+    lr: float = 2e-3
+    schedule: str = "cosine"
+    warmup: int = 50
+    min_lr: float = 0.1
+    weight_decay: float = 0.1
+    grad_clip: float = 1.0
+
+    dtype: str = "float32"
+    recompute: bool = False
+    compile: bool = False
+    seed: int = 0
+
+    log_every: int = 10
+    eval_every: int = 100
+    eval_windows: int = 64
+    save_every: int = 200
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "micro_batch", "steps", "eval_every", "save_every", "keep",
+                     "log_every", "eval_windows", "data_tokens", "memory"):
+            value = getattr(self, name)
+            self.require(name, value is None or value >= 1 or (name == "steps" and value == 0),
+                         "at least 1")
+        for name in ("lr", "minutes"):
+            value = getattr(self, name)
+            self.require(name, value is None or value > 0, "positive")
+        for name in ("warmup", "weight_decay", "grad_clip"):
+            self.require(name, getattr(self, name) >= 0, "0 or more")
+        self.require("min_lr", 0 <= self.min_lr <= 1, "a share of the peak rate, 0 to 1")
+        self.require("micro_batch", (self.micro_batch or 1) <= self.batch_size,
+                     f"at most the batch size, {self.batch_size}")
+        if self.seq_curriculum is not None:
+            first, last = self.seq_curriculum
+            self.require("seq_curriculum", 1 <= first <= last, "FIRST:LAST, growing, such as "
+                                                               "64:256")
+
+    def require(self, name: str, good: bool, wanted: str) -> None:
+        if not good:
+            option = "--" + name.replace("_", "-")
+            raise UserError(f"{option} {getattr(self, name)} must be {wanted}")
+
+    def block_size(self, step: int, block_size: int) -> int:
+        """Tokens in a window at this step: with a curriculum the length doubles, at equal
+        distances over the first half of the run, from its first length to its last."""
+        if self.seq_curriculum is None or self.steps is None:
+            return block_size
+        first, last = self.seq_curriculum
+        lengths = [first]
+        while lengths[-1] < last:
+            lengths.append(min(2 * lengths[-1], last))
+        stage = 2 * step * (len(lengths) - 1) // max(self.steps, 1)
+        return lengths[min(stage, len(lengths) - 1)]
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Settings:
+        curriculum = values.get("seq_curriculum")
+        return cls(**{**values, "seq_curriculum": curriculum and tuple(curriculum)})
