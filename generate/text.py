@@ -1,0 +1,151 @@
+"""Text that grows: prompts go in as one batch, pieces of their texts come out.
+
+Prompts of different lengths need no padding. All rows stand at the same position always: what
+every row knows is read in one call; then each call reads one token a row, of the prompt where it
+is not over, the one just sampled where it is. This works for every architecture, whatever its
+decoding state is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from generate.sampling import Sampler
+from specs.backend import Backend, Decoder, Model
+from specs.errors import UserError
+from train.tokenizer import Tokenizer
+
+START = "\n"  # what an empty prompt is read as: a text may begin wherever a line does
+
+
+@dataclass(frozen=True)
+class Piece:
+    """More text after prompt number `row`; with the last piece, `finish` is "stop" or "length"."""
+
+    row: int
+    text: str
+    finish: str | None = None
+
+
+@dataclass
+class Speed:
+    """What `write` measures. Prefill is the call that ends with the first new token, decode all
+    that comes after it; tokens are those of all rows together."""
+
+    prefill_tokens: int = 0
+    prefill_seconds: float = 0.0
+    decode_tokens: int = 0
+    decode_seconds: float = 0.0
+
+    def __str__(self) -> str:
+        prefill = f"first token after {self.prefill_seconds:.3g} s"
+        if self.prefill_seconds:
+            rate = self.prefill_tokens / self.prefill_seconds
+            prefill += f" ({self.prefill_tokens} read, {rate:,.0f} tokens/s)"
+        if not self.decode_tokens:
+            return prefill
+        rate = self.decode_tokens / self.decode_seconds
+        return f"{prefill}, then {self.decode_tokens} at {rate:,.0f} tokens/s"
+
+
+def write(backend: Backend, model: Model, tokenizer: Tokenizer, prompts: Sequence[str],
+          sampler: Sampler, max_tokens: int = 200, stop: Sequence[str] = (), state: str = "auto",
+          speed: Speed | None = None) -> Iterator[Piece]:
+    """Continue all prompts at once, each with the text that it would have had alone.
+
+    A text ends before the first of the `stop` strings, or after `max_tokens` tokens. An empty
+    prompt stands for a line break, which is not part of the text. `state` is the decoder's.
+    Raises `UserError` for a prompt without tokens, an empty stop string, fewer than one token.
+    """
+    if max_tokens < 1:
+        raise UserError(f"--max-tokens {max_tokens} must be at least 1")
+    if not all(stop):
+        raise UserError("--stop '' would end every text before it begins: give some text")
+    rows = [_Row(number, tokenizer, prompt or START, max_tokens, stop)
+            for number, prompt in enumerate(prompts)]
+    decoder = backend.decoder(model, len(rows), max(len(row.ids) for row in rows), state)
+    return _grow(rows, decoder, sampler, tokenizer.vocab_size, speed or Speed())
+
+
+def _grow(rows: list[_Row], decoder: Decoder, sampler: Sampler, vocab_size: int,
+          speed: Speed) -> Iterator[Piece]:
+    position = 0
+    while rows:
+        began, first = time.perf_counter(), position == 0
+        end = min(row.length for row in rows)
+        tokens = np.stack([row.ids[position:end] for row in rows])
+        logits = decoder.prefill(tokens)[:, -1, :vocab_size]
+        position = end
+        pieces = [row.add(sampler(row_logits, row.ids[:end]))
+                  for row, row_logits in zip(rows, logits, strict=True) if row.length == end]
+        unfinished = [i for i, row in enumerate(rows) if not row.finish]
+        if 0 < len(unfinished) < len(rows):
+            decoder = decoder.fork(unfinished)
+        rows = [rows[i] for i in unfinished]
+        seconds = time.perf_counter() - began
+        if first:
+            speed.prefill_tokens, speed.prefill_seconds = tokens.size, seconds
+        else:
+            speed.decode_tokens += len(pieces)
+            speed.decode_seconds += seconds
+        yield from pieces
+
+
+class _Row:
+    """One text: the prompt's tokens, then the sampled ones."""
+
+    def __init__(self, number: int, tokenizer: Tokenizer, prompt: str, max_tokens: int,
+                 stop: Sequence[str]) -> None:
+        read = tokenizer.encode(prompt)
+        if not len(read):
+            raise UserError(f"the prompt {prompt!r} has no token in this run's tokenizer: give "
+                            "another one")
+        self.number = number
+        self.ids = np.concatenate([read, np.zeros(max_tokens, read.dtype)])
+        self.length = len(read)
+        self.finish: str | None = None
+        self._text = tokenizer.stream()
+        for token in read:  # some tokenizers put a space before a word unless it comes first
+            self._text.push(token)
+        self._stop = StopStrings(stop)
+
+    def add(self, token: int) -> Piece:
+        self.ids[self.length] = token
+        self.length += 1
+        text = self._stop.push(self._text.push(token))
+        if self.length == len(self.ids):
+            text += self._stop.push(self._text.flush()) + self._stop.flush()
+            self.finish = "length"
+        if self._stop.found:
+            self.finish = "stop"
+        return Piece(self.number, text, self.finish)
+
+
+class StopStrings:
+    """Lets text pass up to the first stop string, and holds back what may be the start of one."""
+
+    def __init__(self, strings: Sequence[str]) -> None:
+        self.strings, self.held, self.found = strings, "", False
+
+    def push(self, text: str) -> str:
+        """The text that is certain after more of it: none once a stop string was found."""
+        if self.found:
+            return ""
+        self.held += text
+        places = [self.held.find(string) for string in self.strings if string in self.held]
+        self.found = bool(places)
+        keep = max((n for string in self.strings for n in range(1, len(string))
+                    if self.held.endswith(string[:n])), default=0)
+        return self._give(min(places) if places else len(self.held) - keep)
+
+    def flush(self) -> str:
+        """What was held back: no more text comes."""
+        return "" if self.found else self._give(len(self.held))
+
+    def _give(self, length: int) -> str:
+        text, self.held = self.held[:length], self.held[length:]
+        return text
