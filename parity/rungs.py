@@ -54,8 +54,10 @@ def replays(subject: Subject, case: Case) -> Iterator[Measure]:
     gradient at input i for the referee's gradient at the output."""
     calls = referee_trace(subject, case, subject.weights)
     aside = referee_trace(subject, case, next(nudged(subject.weights, subject.seed)))
-    fed = {key(call, "grad"): call.grad for call in calls if call.grad is not None}
+    fed: Arrays = {}
     for call, other in zip(calls, aside, strict=True):
+        assert call.grad is not None
+        fed[key(call, "grad")] = call.grad
         # What no weight moves is a constant (tokens, tables of sines): it carries no gradient.
         fed |= {key(call, i): x for i, x in enumerate(call.inputs)
                 if isinstance(x, np.ndarray) and not np.array_equal(x, other.inputs[i])}

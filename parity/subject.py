@@ -11,7 +11,7 @@ from specs.backend import Arrays, Backend, Batch, Dtype, Model
 from specs.base import Spec
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Subject:
     """A model (weights in float32), the panels to compare by name, and the referee's backend.
 
