@@ -73,7 +73,7 @@ def _folder(root: Path, split: str, text_column: str | None, streaming: bool) ->
 
 
 def _file(path: Path, split: str, text_column: str | None, streaming: bool) -> Iterator[str]:
-    if path.suffix in _LOADERS:
+    if path.suffix in _LOADERS and path.stat().st_size:  # `datasets` trips over an empty file
         files = {"path": _LOADERS[path.suffix], "data_files": str(path)}
         return _rows(str(path), files, split, text_column, streaming)
     return _plain(path)
@@ -96,7 +96,10 @@ def _plain(path: Path) -> Iterator[str]:
 
 def _rows(name: str, files: dict[str, Any], split: str, text_column: str | None,
           streaming: bool) -> Iterator[str]:
-    """The text column of what `datasets.load_dataset(**files)` finds, a document a row."""
+    """The text column of what `datasets.load_dataset(**files)` finds, a document a row.
+
+    Rows without text are passed over.
+    """
     import datasets  # takes a second or more
     import huggingface_hub.utils.logging as hub_logging
 
@@ -110,7 +113,7 @@ def _rows(name: str, files: dict[str, Any], split: str, text_column: str | None,
         column = None
         for batch in dataset.iter(_ROWS):
             column = column or _text_column(name, batch, text_column)
-            yield from map(_closed, filter(None, batch[column]))
+            yield from (_closed(row) for row in batch[column] if row and isinstance(row, str))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = next(iter(str(error.__cause__ or error).splitlines()), type(error).__name__)
         if "data_files" in files:

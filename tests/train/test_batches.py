@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specs.backend import Batch
@@ -25,6 +25,7 @@ STEPS = st.integers(0, 10**7)
 SIZES = st.integers(1, 40)
 
 
+@settings(deadline=None)
 @given(seed=SEEDS, step=STEPS, rows=SIZES, n_train=st.integers(2, 200), data=st.data())
 def test_windows_are_contiguous_and_stay_in_the_training_part(seed, step, rows, n_train, data):
     block = data.draw(st.integers(1, n_train - 1))

@@ -90,7 +90,7 @@ def test_stream_holds_back_only_incomplete_characters(tokenizer):
 
 
 @EITHER
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_stream_of_any_ids_is_their_text(tokenizer, data):
     high = st.integers(0, tokenizer.vocab_size - 1)
