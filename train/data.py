@@ -17,6 +17,7 @@ import safetensors
 import safetensors.numpy
 
 from specs.errors import UserError
+from train.files import flush, flush_folder
 from train.sources import BUILTIN, texts
 from train.tokenizer import Tokenizer, make_tokenizer, pieces
 
@@ -54,10 +55,11 @@ class Corpus:
             with open(temporary, "wb") as file:
                 file.write(content)
                 file.flush()
-                os.fsync(file.fileno())
+                flush(file.fileno())
             os.replace(temporary, folder / _FILE)
         finally:
             temporary.unlink(missing_ok=True)
+        flush_folder(folder)
 
     @classmethod
     def load(cls, folder: Path) -> Corpus:
