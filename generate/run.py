@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("sampling")
     add = group.add_argument
     add("--temperature", type=float, default=default.temperature, metavar="T",
-        help="below 1 bolder in what is likely, 0 always the likeliest (%(default)s)")
+        help="below 1 more careful, above 1 wilder, 0 always the likeliest (%(default)s)")
     add("--top-k", type=int, default=default.top_k, metavar="K",
         help="only the K likeliest tokens (%(default)s: all)")
     add("--top-p", type=float, default=default.top_p, metavar="P",
