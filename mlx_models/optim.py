@@ -7,6 +7,7 @@ a stack (heads, layers, experts) orthogonalised on its own, all of them in one b
 
 import mlx.core as mx
 import mlx.optimizers
+from mlx.utils import tree_map
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al., 2024: five rounds of this quintic
 
@@ -52,7 +53,8 @@ class Optimizer:
         for names, adam in self.adam:
             adam.learning_rate = lr * self.adam_scale
             old = {name: self.params[name] for name in names}
-            old_state = {key: adam.state[key] for key in ["step", *names]}
+            # apply_gradients changes the inner dictionaries, so `old_state` has its own.
+            old_state = tree_map(lambda x: x, {key: adam.state[key] for key in ["step", *names]})
             new = adam.apply_gradients({name: grads[name] for name in names}, old)
             self.params |= _where(good, new, old)
             adam.state.update(_where(good, {key: adam.state[key] for key in old_state}, old_state))

@@ -105,6 +105,12 @@ class Spec:
         """Bytes that decoding holds for one sequence after T tokens, in float32."""
         raise TypeError(f"{self.arch} does not count its decoding state")
 
+    def check_decode_kind(self, kind: str) -> None:
+        """Raise `UserError` unless decoding has this kind of state."""
+        if kind not in self.decode_kinds:
+            raise UserError(f"{self.arch} cannot decode with the state {kind!r}"
+                            + did_you_mean(kind, list(self.decode_kinds)))
+
     def param_count(self) -> int:
         return sum(param.size for param in self.params())
 

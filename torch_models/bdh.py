@@ -207,5 +207,6 @@ class Model(nn.Module):
         """One cache a layer: "cache", "recurrent", or the cheaper one at `length` tokens."""
         if kind == "auto":
             kind = self.spec.decode_kind(length or self.spec.block_size)
+        self.spec.check_decode_kind(kind)
         window = self.spec.window
         return [KeyCache(window) if kind == "cache" else StateCache() for _ in self.layers]

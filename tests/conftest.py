@@ -1,0 +1,23 @@
+"""Both panels must be here: a missing backend fails the tests, it does not skip them."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests themselves run side by side
+
+import pytest
+
+from specs import spec_type
+from specs.backend import BACKENDS, Backend, load_backend
+from specs.base import Spec
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return load_backend(request.param, "cpu")
+
+
+@pytest.fixture
+def tiny() -> Spec:
+    return spec_type("bdh").preset("tiny", dropout=0.0)

@@ -1,0 +1,190 @@
+"""The optimizers and the training step of both panels, against numpy in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from specs import init_weights, spec_type
+from specs.backend import Arrays, Backend, Batch, OptimizerSettings
+from specs.base import Spec
+from specs.errors import UserError
+
+SPEC = spec_type("bdh").preset("tiny", dropout=0.1, share_layers=False)
+OPTIMIZERS = ["adamw", "muon"]
+
+
+def batch(seed: int, rows: int = 4, T: int = 9) -> Batch:
+    rng = np.random.default_rng(seed)
+    data = rng.integers(0, SPEC.vocab_size, (rows, T + 1)).astype(np.int32)
+    return Batch(data[:, :-1], data[:, 1:], np.arange(seed, seed + rows, dtype=np.int32))
+
+
+def orthogonalise(U: np.ndarray) -> np.ndarray:
+    X = U / (np.linalg.norm(U) + 1e-7)
+    X = X.T if U.shape[0] > U.shape[1] else X
+    for _ in range(5):
+        A = X @ X.T
+        X = 3.4445 * X - 4.7750 * A @ X + 2.0315 * A @ A @ X
+    return X.T if U.shape[0] > U.shape[1] else X
+
+
+def reference(weights: Arrays, state: Arrays, grads: Arrays, lr: float,
+              settings: OptimizerSettings) -> Arrays:
+    """docs/optimizers.md, one matrix at a time, in float64. Updates `state`; the new weights."""
+    norm = np.sqrt(sum(np.sum(g**2) for g in grads.values()))
+    clip = min(1.0, settings.grad_clip / (norm + 1e-6)) if settings.grad_clip else 1.0
+    step = state["step"] = state.get("step", 0) + 1
+    new = {}
+    for param in SPEC.params():
+        name, W, G = param.name, weights[param.name], grads[param.name] * clip
+        decay = settings.weight_decay if param.decays else 0.0
+        if settings.optimizer == "muon" and param.group == "hidden":
+            M = state[f"momentum.{name}"] = 0.95 * state.get(f"momentum.{name}", 0) + 0.05 * G
+            U = (0.05 * G + 0.95 * M).reshape(param.stack)
+            X = np.stack([orthogonalise(u) for u in U]).reshape(W.shape)
+            rows, columns = param.stack[1:]
+            new[name] = W * (1 - lr * decay) - lr * max(1, rows / columns) ** 0.5 * X
+            continue
+        rate = lr * (settings.adam_lr_scale if settings.optimizer == "muon" else 1)
+        m = state[f"m.{name}"] = 0.9 * state.get(f"m.{name}", 0) + 0.1 * G
+        v = state[f"v.{name}"] = 0.95 * state.get(f"v.{name}", 0) + 0.05 * G**2
+        ratio = (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.95**step)) + 1e-8)
+        new[name] = W * (1 - rate * decay) - rate * ratio
+    return new
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("grad_clip", [0.0, 0.5])
+def test_updates_follow_the_definition(backend: Backend, optimizer: str, grad_clip: float) -> None:
+    settings = OptimizerSettings(optimizer=optimizer, grad_clip=grad_clip)  # type: ignore[arg-type]
+    model = backend.build(SPEC, init_weights(SPEC))
+    trainer = backend.trainer(model, settings)
+    state: Arrays = {}
+    for step in range(3):
+        before = {k: w.astype(np.float64) for k, w in backend.weights(model).items()}
+        _, grads = backend.loss_and_grads(model, batch(step))
+        wanted = reference(before, state, {k: g.astype(np.float64) for k, g in grads.items()},
+                           0.02, settings)
+        trainer.step([batch(step)], 0.02)
+        for name, weight in backend.weights(model).items():
+            moved = np.linalg.norm(wanted[name] - before[name])
+            assert np.linalg.norm(weight - wanted[name]) < 2e-5 * moved, (step, name)
+    own = trainer.state()
+    assert own.keys() == state.keys()
+    for name, value in state.items():
+        assert np.linalg.norm(own[name] - value) <= 1e-5 * np.linalg.norm(value), name
+
+
+def test_muon_orthogonalises_each_matrix_of_a_stack() -> None:
+    stacks = {param.name: param.stack for param in SPEC.params() if param.group == "hidden"}
+    L, H, C, N = SPEC.n_layer, SPEC.n_head, SPEC.n_embd, SPEC.d_state
+    assert stacks == {"encoder": (L * H, C, N), "encoder_v": (L * H, C, N),
+                      "decoder": (L * H, N, C)}
+
+
+@pytest.mark.parametrize("pieces", [[1, 1, 1, 1], [3, 1], [2, 2]], ids=str)
+def test_micro_batches_give_the_same_update(backend: Backend, pieces: list[int]) -> None:
+    whole, split, rows = batch(5), [], 0
+    for piece in pieces:
+        part = slice(rows, rows + piece)
+        split.append(Batch(whole.tokens[part], whole.targets[part], whole.keys[part]))
+        rows += piece
+    results = []
+    for batches in ([whole], split):
+        model = backend.build(SPEC, init_weights(SPEC))
+        trainer = backend.trainer(model, OptimizerSettings())
+        trainer.step(batches, 0.01)
+        results.append((trainer.read(), backend.weights(model)))
+    (progress, weights), (progress_split, weights_split) = results
+    assert progress.losses == pytest.approx(progress_split.losses, rel=1e-6)
+    assert progress.grad_norms == pytest.approx(progress_split.grad_norms, rel=1e-5)
+    for name in weights:
+        assert np.abs(weights[name] - weights_split[name]).mean() < 1e-6
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_step_that_is_not_finite_changes_nothing(backend: Backend, optimizer: str) -> None:
+    weights = init_weights(SPEC)
+    model = backend.build(SPEC, weights)
+    trainer = backend.trainer(model, OptimizerSettings(optimizer=optimizer))  # type: ignore
+    trainer.step([batch(0)], 0.01)
+    before, state = backend.weights(model), trainer.state()
+    broken = {**before, "lm_head": np.where(before["lm_head"] > 0.05, np.nan, before["lm_head"])}
+    poisoned_model = backend.build(SPEC, broken)
+    poisoned = backend.trainer(poisoned_model, OptimizerSettings(optimizer=optimizer))  # type: ignore
+    poisoned.load_state(state)
+    poisoned.step([batch(1)], 0.01)
+    progress = poisoned.read()
+    assert progress.finite == [False]
+    for name, weight in backend.weights(poisoned_model).items():
+        np.testing.assert_array_equal(weight, broken[name])
+    for name, value in poisoned.state().items():
+        np.testing.assert_array_equal(value, state[name])
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_state_goes_out_and_in(backend: Backend, optimizer: str, dtype: str) -> None:
+    """Two steps, a new trainer from the state, one more: bit for bit as three in a row."""
+    settings = OptimizerSettings(optimizer=optimizer)  # type: ignore[arg-type]
+    spec = SPEC.replace(score_scale="sqrt")
+    model = backend.build(spec, init_weights(spec), dtype)  # type: ignore[arg-type]
+    trainer = backend.trainer(model, settings)
+    trainer.step([batch(0)], 0.01)
+    trainer.step([batch(1)], 0.01)
+    copy = backend.build(spec, backend.weights(model), dtype)  # type: ignore[arg-type]
+    resumed = backend.trainer(copy, settings)
+    resumed.load_state(trainer.state())
+    for each in (trainer, resumed):
+        each.step([batch(2)], 0.01)
+    for name, weight in backend.weights(model).items():
+        np.testing.assert_array_equal(weight, backend.weights(copy)[name])
+    state = trainer.state()
+    assert ("loss_scale" in state) == (dtype == "float16")
+    for name, value in resumed.state().items():
+        np.testing.assert_array_equal(value, state[name])
+
+
+def test_float16_halves_its_loss_scale_until_the_step_is_finite(backend: Backend) -> None:
+    """Gradients a thousand times too large for float16 at the first scale."""
+    spec: Spec = SPEC.replace(score_scale="sqrt")
+    weights = init_weights(spec)
+    weights["lm_head"] = weights["lm_head"] * 200
+    model = backend.build(spec, weights, "float16")
+    trainer = backend.trainer(model, OptimizerSettings())
+    for step in range(12):
+        trainer.step([batch(step)], 1e-4)
+    progress = trainer.read()
+    skipped = progress.finite.count(False)
+    assert 0 < skipped < 12 and progress.finite[-1]
+    assert progress.loss_scale == 2.0 ** (16 - skipped)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_learns(backend: Backend, dtype: str) -> None:
+    spec = SPEC.replace(score_scale="sqrt", dropout=0.0)
+    model = backend.build(spec, init_weights(spec), dtype)  # type: ignore[arg-type]
+    trainer = backend.trainer(model, OptimizerSettings())
+    for _ in range(12):
+        trainer.step([batch(0)], 0.01)
+    progress = trainer.read()
+    losses = [loss for loss, ok in zip(progress.losses, progress.finite, strict=True) if ok]
+    assert losses[-1] < losses[0] - 1
+
+
+def test_state_of_another_optimizer_is_refused(backend: Backend) -> None:
+    model = backend.build(SPEC, init_weights(SPEC))
+    muon = backend.trainer(model, OptimizerSettings(optimizer="muon"))
+    with pytest.raises(UserError, match="optimizer state does not fit"):
+        backend.trainer(model, OptimizerSettings()).load_state(muon.state())
+
+
+def test_evaluation_counts(backend: Backend) -> None:
+    model = backend.build(SPEC, init_weights(SPEC))
+    data = batch(3)
+    logits = backend.logits(model, data.tokens).astype(np.float64)
+    nats, right = backend.trainer(model, OptimizerSettings()).evaluate(data.tokens, data.targets)
+    chosen = np.take_along_axis(logits, data.targets[..., None], -1)[..., 0]
+    assert nats == pytest.approx((np.log(np.exp(logits).sum(-1)) - chosen).sum(), rel=1e-6)
+    assert right == (logits.argmax(-1) == data.targets).sum()
