@@ -68,6 +68,7 @@ def random_spec(arch: str, seed: int) -> Spec:
         rng = np.random.Generator(philox(seed, "spec", arch, attempt))
         fields = {f.name: _draw(rng, hints[f.name], getattr(tiny, f.name))
                   for f in dataclasses.fields(kind) if f.name != "block_size"}
+        fields["dropout"] = float(rng.choice([0.0, 0.2]))
         try:
             return tiny.replace(**fields)
         except UserError:

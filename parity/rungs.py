@@ -70,7 +70,7 @@ def replays(subject: Subject, case: Case) -> Iterator[Measure]:
                 trial.model, call.path, inputs, trial.start[key(call, "grad")])
             figures[call.path] = trial.backend.replay(trial.model, call.path, inputs)
             figures |= {f"{call.path} backward {i}": grad for i, grad in enumerate(grads)
-                        if key(call, i) in fed}
+                        if grad is not None and key(call, i) in fed}
         return figures
 
     yield from compare(subject, case, read, {**subject.weights, **fed})
@@ -105,14 +105,18 @@ def loss(subject: Subject) -> Iterator[Measure]:
 
     for case in edge_cases(subject.spec, subject.seed):
         exact = attempt(subject.spec, subject.referee, "float64", case.batch, subject.weights)
-        largest = float(np.abs(exact.backend.logits(exact.model, case.batch.tokens)).max())
+        logits = exact.backend.logits(exact.model, case.batch.tokens)
 
-        def floor(truth: Figures, largest: float = largest) -> dict[str, float]:
-            # The loss is log Σ exp(logits) less a logit, and inherits the rounding of both.
-            room = ROUNDOFF * (largest + float(truth["loss"]))
-            return {"loss": room, "evaluation": room, "right guesses": 0.0}
+        def floor(truth: Figures, logits: np.ndarray = logits) -> dict[str, float]:
+            room = loss_rounding(logits, truth["loss"])
+            return {**dict.fromkeys(truth, room), "right guesses": 0.0}
 
         yield from compare(subject, case, read, floor=floor)
+
+
+def loss_rounding(logits: np.ndarray, loss: np.ndarray) -> float:
+    """The loss is log Σ exp(logits) less a logit, and inherits the rounding of both."""
+    return ROUNDOFF * (float(np.abs(logits).max()) + float(loss))
 
 
 def gradients(subject: Subject) -> Iterator[Measure]:

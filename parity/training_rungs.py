@@ -63,7 +63,7 @@ def split(batch: Batch) -> list[Batch]:
 def optimizer_step(subject: Subject) -> Iterator[Measure]:
     """One update, from an empty optimizer state and from that of three steps before.
 
-    Compared are the changes of the weights, the new state, the loss and the gradient norm.
+    Compared are the changes of the weights, the new state and the gradient norm.
     """
     whole = random_case(subject.spec, 4, 24, subject.seed)
     for kind, steps in itertools.product(RATES, (0, 3)):
@@ -88,8 +88,7 @@ def update(kind: Kind) -> Callable[[Trial], Figures]:
         trainer.step([trial.batch] if trial.is_referee else split(trial.batch), RATES[kind])
         progress, after = trainer.read(), trial.backend.weights(trial.model)
         changes = {name: after[name].astype(np.float64) - before[name] for name in before}
-        return {**changes, **trainer.state(), "loss": np.array(progress.losses),
-                "gradient norm": np.array(progress.grad_norms)}
+        return {**changes, **trainer.state(), "gradient norm": np.array(progress.grad_norms)}
 
     return read
 
