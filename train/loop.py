@@ -163,7 +163,7 @@ class Loop:
             more_nats, more_right = self.trainer.evaluate(tokens[rows], targets[rows])
             nats, right = nats + more_nats, right + more_right
         loss = nats / targets.size
-        self.state = replace(self.state, val_loss=loss)
+        self.state = replace(self.state, val_loss=loss if math.isfinite(loss) else None)
         row = {"step": self.state.step, "elapsed": self.elapsed, "val_loss": loss,
                **self.per_byte(loss, self.corpus.val_bytes_per_token, "val_"),
                "val_accuracy": right / targets.size}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 from specs import Spec, UserError, init_weights, main_exit
@@ -24,13 +25,14 @@ def main(arguments: list[str] | None = None) -> int:
     if args.resume is None and args.arch is None:
         raise UserError("say what to train: --arch bdh, or --resume NAME to go on with a run")
     backend = load_backend(args.backend, args.device)
-    loop = resume(args, backend) if args.resume else start(args, backend)
-    ending = loop.train()
-    drawn = plots.draw(loop.run.path)
+    with ExitStack() as locks:
+        loop = (resume if args.resume else start)(args, backend, locks)
+        ending = loop.train()
+        drawn = plots.draw(loop.run.path)
     return report(loop, ending, f"; plots in {loop.run.plots}" if drawn else "")
 
 
-def start(args: argparse.Namespace, backend: Backend) -> Loop:
+def start(args: argparse.Namespace, backend: Backend, locks: ExitStack) -> Loop:
     """A new run, written down before its first step."""
     given = new_settings(args, block_size=1)  # checked before any text is read
     corpus, tokenizer = prepare(
@@ -46,16 +48,16 @@ def start(args: argparse.Namespace, backend: Backend) -> Loop:
     run = RunDir.create(args.name, spec, settings, preset, tokenizer, described(corpus),
                         backend.versions())
     store(corpus, run.path)
-    run.lock()
+    locks.enter_context(run.lock())
     say(f"{run.path}: {spec.arch} {preset}, {spec.param_count():,} parameters, {backend.name} on "
         f"{backend.device}; {len(corpus.train):,} tokens of {corpus.source}")
     return make_loop(run, spec, settings, corpus, backend, weights, {}, TrainState())
 
 
-def resume(args: argparse.Namespace, backend: Backend) -> Loop:
+def resume(args: argparse.Namespace, backend: Backend, locks: ExitStack) -> Loop:
     """A run from its last whole checkpoint."""
     run = RunDir.open(args.resume)
-    run.lock()
+    locks.enter_context(run.lock())
     spec = run.spec
     settings = resumed_settings(args, run.settings, spec.block_size)
     state, (weights, optimizer), remarks = checkpoint.load_last(run.path)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import re
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -113,15 +114,16 @@ class RunDir:
         path = checkpoint.folder(self.path, step)
         return checkpoint.load(path, checkpoint.FILES[:1])[1][0]
 
-    def lock(self) -> int:
-        """Keep a second process from training this run; held until this process ends."""
-        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another process is training {self.name}: wait for it, or stop it "
-                            "first") from None
-        return descriptor
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep a second process from training this run meanwhile; a kill frees it as well."""
+        with open(self.path / ".lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(f"another process is training {self.name}: wait for it, or stop "
+                                "it first") from None
+            yield
 
 
 def _free_name(base: str) -> str:
