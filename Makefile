@@ -10,7 +10,7 @@ demo: setup
 test: setup
 	@.venv/bin/python -m ruff check
 	@.venv/bin/python -m mypy
-	@DIPTYCH_BACKENDS="$(BACKENDS)" .venv/bin/python -m pytest
+	@DIPTYCH_BACKENDS="$(BACKENDS)" .venv/bin/python -m pytest -p tests.left_out
 
 setup:
 	$(if $(filter-out mlx torch,$(BACKENDS)),$(error BACKENDS=$(BACKENDS): give mlx, torch or both))
