@@ -11,6 +11,16 @@ def upcast(x):
     return x if x.dtype == mx.float64 else x.astype(mx.float32)
 
 
+def total(x):
+    """The sum of all of x, piece by piece: MLX's CPU adds one number after the other, and of
+    eight million squares loses the second digit."""
+    x = x.flatten()
+    while x.size > 256:
+        cut = x.size % 256
+        x = mx.concatenate([x[cut:].reshape(-1, 256).sum(-1), x[:cut]])
+    return x.sum()
+
+
 def recompute(layer, *args):
     """layer(*args), whose activations are computed again in the backward pass."""
     return nn.utils.checkpoint(layer)(*args)

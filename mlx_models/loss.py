@@ -3,12 +3,12 @@
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_models.layers import upcast
+from mlx_models.layers import total, upcast
 
 
 def cross_entropy(logits, targets):
     """Sum over all positions, in nats: logits (B, T, V), targets (B, T)."""
-    return nn.losses.cross_entropy(upcast(logits), targets, reduction="sum")
+    return total(nn.losses.cross_entropy(upcast(logits), targets))
 
 
 def right_guesses(logits, targets):

@@ -17,7 +17,7 @@ def orthogonalise(U):
     a, b, c = NEWTON_SCHULZ
     tall = U.shape[-2] > U.shape[-1]
     X = U.swapaxes(-1, -2) if tall else U
-    X = X / (mx.sqrt(mx.sum(X * X, axis=(-2, -1), keepdims=True)) + 1e-7)
+    X = X / (mx.sqrt((X * X).sum(-1, keepdims=True).sum(-2, keepdims=True)) + 1e-7)
     for _ in range(5):
         A = X @ X.swapaxes(-1, -2)
         X = a * X + (b * A + c * (A @ A)) @ X

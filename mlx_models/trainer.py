@@ -5,6 +5,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
+from mlx_models.layers import total
 from mlx_models.loss import cross_entropy, right_guesses
 from mlx_models.optim import Optimizer
 from specs.backend import Progress, check_state
@@ -56,7 +57,7 @@ class Trainer:
 
     def clip(self, grads):
         """Take the loss scale out of the gradients and bound their norm; the norm before."""
-        norm = mx.sqrt(sum(mx.sum(mx.square(g)) for g in grads.values())) / self.loss_scale
+        norm = mx.sqrt(sum(total(mx.square(g)) for g in grads.values())) / self.loss_scale
         limit = self.settings.grad_clip
         factor = mx.minimum(limit / (norm + 1e-6), 1.0) if limit else mx.array(1.0)
         factor = factor / self.loss_scale

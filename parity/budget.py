@@ -81,14 +81,15 @@ def judge(evaluate: Callable[[Arrays], Figures], start: Arrays, seed: int,
           floor: Floor = own_rounding) -> Verdict:
     """Evaluate the referee at `start` and around it.
 
-    `floor` gives the least room of each figure in units of which FACTOR are granted: a sensitivity
-    knows nothing of rounding that happens after the last product with a weight.
+    The budget is the farthest move, and FACTOR times the `floor` besides: a sensitivity to what
+    goes in knows nothing of the rounding of what comes out.
     """
     exact = {name: np.asarray(value, np.float64) if np.asarray(value).dtype.kind == "f" else value
              for name, value in start.items()}
     truth = evaluate(exact)
-    budget = {name: FACTOR * room for name, room in floor(truth).items()}
+    farthest = dict.fromkeys(truth, 0.0)
     for aside in nudged(exact, seed):
         for name, moved in evaluate(aside).items():
-            budget[name] = max(budget[name], distance(moved, truth[name]))
-    return Verdict(truth, budget)
+            farthest[name] = max(farthest[name], distance(moved, truth[name]))
+    rounding = floor(truth)
+    return Verdict(truth, {name: farthest[name] + FACTOR * rounding[name] for name in truth})

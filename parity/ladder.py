@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from parity import decoding_rungs, rungs, training_rungs
+from parity import decoding_rungs, rungs, step_rung, training_rungs
 from parity.locate import Divergence, locate
 from parity.subject import Measure, Subject
 
@@ -19,7 +19,7 @@ RUNGS: Mapping[str, Rung] = {
     "logits": rungs.logits,
     "loss": rungs.loss,
     "gradients": rungs.gradients,
-    "optimizer": training_rungs.optimizer_step,
+    "optimizer": step_rung.optimizer_step,
     "trajectory": training_rungs.trajectory,
     "decoding": decoding_rungs.decoding,
     "sampling": decoding_rungs.sampling,

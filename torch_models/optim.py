@@ -15,7 +15,7 @@ def orthogonalise(U):
     a, b, c = NEWTON_SCHULZ
     tall = U.shape[-2] > U.shape[-1]
     X = U.swapaxes(-1, -2) if tall else U
-    X = X / (torch.sqrt(torch.sum(X * X, dim=(-2, -1), keepdim=True)) + 1e-7)
+    X = X / (torch.sqrt((X * X).sum(-1, keepdim=True).sum(-2, keepdim=True)) + 1e-7)
     for _ in range(5):
         A = X @ X.swapaxes(-1, -2)
         X = a * X + (b * A + c * (A @ A)) @ X
