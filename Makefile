@@ -13,7 +13,8 @@ test: setup
 	@DIPTYCH_BACKENDS="$(BACKENDS)" .venv/bin/python -m pytest -p tests.left_out
 
 setup:
-	$(if $(filter-out mlx torch,$(BACKENDS)),$(error BACKENDS=$(BACKENDS): give mlx, torch or both))
+	$(if $(filter-out mlx torch,$(or $(strip $(BACKENDS)),none)),\
+		$(error BACKENDS=$(BACKENDS): give mlx, torch or both))
 	@./setup.sh $(BACKENDS)
 
 .PHONY: demo test setup
