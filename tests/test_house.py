@@ -18,7 +18,7 @@ FOLDERS = ["specs", *PANELS, "parity", "train", "generate", "bench", "tests"]
 SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 TEXTS = [*SOURCES, *ROOT.glob("*.md"), *ROOT.glob("*.toml"), *ROOT.glob("*.sh"),
          *ROOT.rglob("docs/*.md"), ROOT / "Makefile", ROOT / ".ci/run"]
-MODEL_CODE = [*architectures(), "layers", "cache", "loss"]  # twins to the last argument
+MODEL_CODE = [*architectures(), "cache"]  # twins to the last argument
 TWINS = sorted({path.name for panel in PANELS for path in (ROOT / panel).glob("[a-z]*.py")})
 
 
