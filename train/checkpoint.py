@@ -6,6 +6,7 @@ the same whichever backend wrote them.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -59,16 +60,21 @@ def save(run: Path, state: TrainState, weights: Arrays, optimizer: Arrays, backe
         for name, arrays in zip(FILES, (weights, optimizer), strict=True):
             contiguous = {key: np.asarray(array, order="C") for key, array in arrays.items()}
             save_file(contiguous, aside / name, metadata={"format": "np"})
-        write_json(aside / "state.json", {
-            "format": FORMAT, **asdict(state), "backend": backend,
-            "sha256": {name: sha256(aside / name) for name in FILES}})
+        content = {"format": FORMAT, **asdict(state), "backend": backend,
+                   "sha256": {name: sha256(aside / name) for name in FILES}}
+        write_json(aside / "state.json", {**content, "own_sha256": digest(content)})
     return path
+
+
+def digest(content: dict[str, Any]) -> str:
+    """What state.json says of itself, so that a changed number in it shows."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_state(path: Path) -> dict[str, Any]:
     """The content of a checkpoint's state.json. Raises `UserError` if it cannot be used."""
     try:
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        state = dict(json.loads((path / "state.json").read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise UserError(f"{path} is no checkpoint: it has no state.json") from None
     except ValueError:
@@ -76,6 +82,8 @@ def read_state(path: Path) -> dict[str, Any]:
     if state.get("format") != FORMAT:
         raise UserError(f"{path} has format {state.get('format')!r}, this version reads {FORMAT}: "
                         "it was written by another version of Diptych")
+    if digest({k: v for k, v in state.items() if k != "own_sha256"}) != state.get("own_sha256"):
+        raise UserError(f"{path / 'state.json'} is damaged: its content is not what was written")
     return state
 
 

@@ -55,7 +55,7 @@ class RunDir:
     def create(cls, name: str | None, spec: Spec, settings: Settings, preset: str,
                tokenizer: Tokenizer, corpus: dict[str, Any], versions: dict[str, str]) -> RunDir:
         """A new run directory; None: named after the architecture and preset, and numbered."""
-        path = RUNS / (name or _free_name(f"{spec.arch}-{preset}"))
+        path = RUNS / (name or free_name(f"{spec.arch}-{preset}"))
         if not re.fullmatch(r"[\w.-]+", path.name) or (name or "").startswith("."):
             raise UserError(f"--name {name!r} must be made of letters, digits, '-', '_' and '.'")
         if path.exists():
@@ -126,7 +126,7 @@ class RunDir:
             yield
 
 
-def _free_name(base: str) -> str:
+def free_name(base: str) -> str:
     number = 1
     while (RUNS / (name := base if number == 1 else f"{base}-{number}")).exists():
         number += 1

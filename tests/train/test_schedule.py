@@ -1,0 +1,47 @@
+"""Learning rates and window lengths over a run."""
+
+from __future__ import annotations
+
+import pytest
+
+from specs import UserError
+from train.schedule import SCHEDULES, learning_rate
+from train.settings import Settings
+
+
+def rates(schedule: str, steps: int = 100, warmup: int = 10) -> list[float]:
+    settings = Settings(schedule=schedule, steps=steps, warmup=warmup, lr=1.0, min_lr=0.1)
+    return [learning_rate(settings, step) for step in range(steps)]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_warm_up_is_linear_and_reaches_the_peak(schedule: str) -> None:
+    assert rates(schedule)[:10] == pytest.approx([0.1 * k for k in range(1, 11)])
+
+
+@pytest.mark.parametrize("schedule, last, middle", [
+    ("cosine", 0.1, 0.55), ("wsd", 0.1, 1.0), ("constant", 1.0, 1.0)])
+def test_shapes(schedule: str, last: float, middle: float) -> None:
+    found = rates(schedule, steps=111)
+    assert found[10] == pytest.approx(1.0) and found[60] == pytest.approx(middle)
+    assert found[-1] == pytest.approx(last)
+    assert sorted(found[10:], reverse=True) == found[10:]
+
+
+def test_a_run_by_the_clock_follows_the_clock() -> None:
+    settings = Settings(minutes=2, warmup=0, lr=1.0, min_lr=0.0)
+    assert learning_rate(settings, 7, elapsed=0) == pytest.approx(1)
+    assert learning_rate(settings, 7, elapsed=60) == pytest.approx(0.5)
+    assert learning_rate(settings, 7, elapsed=500) == pytest.approx(0)
+
+
+def test_curriculum_doubles_over_the_first_half() -> None:
+    settings = Settings(steps=80, seq_curriculum=(64, 256))
+    lengths = [settings.block_size(step, 512) for step in range(80)]
+    assert lengths == [64] * 20 + [128] * 20 + [256] * 40
+    assert Settings(steps=80).block_size(0, 512) == 512
+
+
+def test_a_curriculum_that_shrinks_is_refused() -> None:
+    with pytest.raises(UserError, match="growing"):
+        Settings(seq_curriculum=(256, 64))
