@@ -19,8 +19,9 @@ y_t = r_t ρ, then ρ += r_tᵀ x_t. Ours besides the official fields: `share_la
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -46,7 +47,7 @@ class Spec(base.Spec):
     score_scale: Literal["none", "sqrt", "linear"] = "none"
     window: int | None = None
 
-    presets: ClassVar = {
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "tiny": {"n_layer": 3, "n_embd": 32, "n_head": 2, "mlp_internal_dim_multiplier": 4,
                  "vocab_size": 64, "block_size": 640, "dropout": 0.0},
         "demo": {"n_layer": 4, "n_embd": 64, "n_head": 2, "mlp_internal_dim_multiplier": 32,
@@ -55,7 +56,7 @@ class Spec(base.Spec):
         "25m": {},
         "100m": {"n_embd": 512},
     }
-    foreign_keys: ClassVar = ("attn.freqs",)
+    foreign_keys: ClassVar[tuple[str, ...]] = ("attn.freqs",)
 
     def validate(self) -> None:
         self.require("n_head", self.n_head >= 1, "at least 1")

@@ -65,7 +65,7 @@ class Tokenizer:
         cut = list(pieces(text))
         console = Console(stderr=True)
         quiet = len(cut) < _LONG or not console.is_terminal
-        ids = [np.empty(0, np.int32)]
+        ids: list[np.ndarray] = [np.empty(0, np.int32)]
         for start in track(range(0, len(cut), _TOGETHER), "Encoding", console=console,
                            transient=True, disable=quiet):
             encodings = self._library.encode_batch_fast(cut[start:start + _TOGETHER],

@@ -52,7 +52,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("binary.bin").write_bytes(bytes(range(256)) * 100)
 
 
-@pytest.mark.parametrize("case", CASES)
+NEEDS = {"no-such-device": "torch", "mlx-device": "mlx", "little-memory": "mlx"}
+
+
+@pytest.mark.parametrize("case", [
+    pytest.param(case, marks=[pytest.mark.needs(NEEDS[case])] if case in NEEDS else [])
+    for case in CASES])
 def test_one_line_and_exit_code_2(case: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments, message = CASES[case]
     with pytest.raises(SystemExit) as stop:
@@ -82,6 +87,7 @@ def test_a_run_that_goes_on_stays_the_same_run(change: list[str], message: str,
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.needs("torch")
 def test_python_needs_nothing_of_the_missing_backend(monkeypatch: pytest.MonkeyPatch,
                                                      capsys: pytest.CaptureFixture[str]) -> None:
     import importlib.util

@@ -190,16 +190,17 @@ def test_ctrl_c_saves_and_says_how_to_go_on(backend: str) -> None:
     assert resume("a", backend, "--steps", str(step + 2)) == 0
 
 
-def test_a_killed_run_goes_on_bit_for_bit() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_killed_run_goes_on_bit_for_bit(backend: str) -> None:
     """In processes of their own: a process that also loaded MLX has another BLAS."""
-    options = [*TINY, "--backend", "torch", "--steps", "60", "--name"]
+    options = [*TINY, "--backend", backend, "--steps", "60", "--name"]
     assert call(*options, "unbroken") == 0
     process = start(*options, "killed")
     wait_for_step("killed", 6)
     process.kill()
     process.communicate()
     assert RunDir.open("killed").steps()[-1] < 60
-    assert call("--resume", "killed", "--backend", "torch") == 0
+    assert call("--resume", "killed", "--backend", backend) == 0
     assert same(final(RunDir.open("unbroken")), final(RunDir.open("killed")))
 
 
