@@ -17,7 +17,7 @@ import safetensors
 import safetensors.numpy
 
 from specs.errors import UserError
-from train.files import flush, flush_folder
+from train.files import write_bytes
 from train.sources import BUILTIN, texts
 from train.tokenizer import Tokenizer, make_tokenizer, pieces
 
@@ -50,16 +50,7 @@ class Corpus:
                     "val_bytes_per_token": repr(self.val_bytes_per_token),
                     "train_bytes_per_token": repr(self.train_bytes_per_token)}
         content = safetensors.numpy.save({"train": self.train, "val": self.val}, metadata)
-        temporary = folder / f".{_FILE}.{os.getpid()}"
-        try:
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                flush(file.fileno())
-            os.replace(temporary, folder / _FILE)
-        finally:
-            temporary.unlink(missing_ok=True)
-        flush_folder(folder)
+        write_bytes(folder / _FILE, content)
 
     @classmethod
     def load(cls, folder: Path) -> Corpus:

@@ -12,17 +12,22 @@ from pathlib import Path
 from typing import Any
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text`, atomically."""
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace `path` by `content`, atomically."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(aside, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(aside, "wb") as file:
+            file.write(content)
+            file.flush()
             flush(file.fileno())
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
     flush_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
