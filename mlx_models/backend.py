@@ -16,7 +16,7 @@ from mlx_models.trace import pullback, replay, trace
 from mlx_models.trainer import Trainer, arrays
 from specs.backend import Batch, OptimizerSettings, load_strictly
 from specs.errors import UserError
-from specs.machine import best_rate, chip
+from specs.machine import best_rate, chip, process_peak
 
 
 class Backend:
@@ -86,7 +86,7 @@ class Backend:
         mx.synchronize()
 
     def peak_memory(self):
-        return mx.get_peak_memory()
+        return mx.get_peak_memory() if self.device == "gpu" else process_peak()
 
     def reset_peak_memory(self):
         mx.reset_peak_memory()
@@ -95,3 +95,8 @@ class Backend:
         size = 4096 if self.device != "cpu" else 1024
         a = mx.ones((size, size), getattr(mx, dtype))
         return best_rate(lambda: mx.eval(a @ a), self.synchronize, 2 * size**3)
+
+    def bandwidth(self):
+        size = 16384 if self.device != "cpu" else 8192
+        a, v = mx.ones((size, size)), mx.ones(size)
+        return best_rate(lambda: mx.eval(a @ v), self.synchronize, a.nbytes)

@@ -184,6 +184,10 @@ class Backend(Protocol):
         """FLOP/s of a large matrix product in `dtype`, measured now: the bound that the share
         of it reached (MFU) refers to."""
 
+    def bandwidth(self) -> float:
+        """Bytes per second at which a large matrix is read for a product with one vector,
+        measured now: the bound of decoding."""
+
 
 def available_backends() -> list[str]:
     """The backends whose framework is installed here, preferred one first."""

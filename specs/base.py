@@ -88,6 +88,10 @@ class Spec:
     def arch(self) -> str:
         return type(self).__module__.rpartition(".")[2]
 
+    def decode_traffic(self, T: int, kind: str = "auto") -> int:
+        """Bytes that decoding one token of one sequence after T tokens must move, in float32."""
+        raise TypeError(f"{self.arch} does not count its decoding traffic")
+
     @property
     def decode_kinds(self) -> tuple[str, ...]:
         """The states that decoding can keep."""

@@ -109,6 +109,13 @@ class Spec(base.Spec):
             cost["recurrent"] = 4 * self.n_layer * inner * C
         return min(cost.values()) if kind == "auto" else cost[kind]
 
+    def decode_traffic(self, T: int, kind: str = "auto") -> int:
+        """All weights, those of the layers once a layer; the cache is read, ρ read and written."""
+        kind = self.decode_kind(T) if kind == "auto" else kind
+        C, inner = self.n_embd, self.n_head * self.d_state
+        state = self.decode_state_bytes(T, kind) * (2 if kind == "recurrent" else 1)
+        return 4 * (self.n_layer * 3 * C * inner + C * self.vocab_size) + state
+
     def decode_kind(self, T: int) -> str:
         """The cheaper state for T tokens in all."""
         return "cache" if self.decode_state_bytes(T) == self.decode_state_bytes(T, "cache") \

@@ -102,6 +102,11 @@ class Backend:
         a = torch.ones(size, size, dtype=getattr(torch, dtype), device=self.device)
         return best_rate(lambda: a @ a, self.synchronize, 2 * size**3)
 
+    def bandwidth(self):
+        size = 16384 if self.device != "cpu" else 8192
+        a, v = torch.ones(size, size, device=self.device), torch.ones(size, device=self.device)
+        return best_rate(lambda: a @ v, self.synchronize, a.nbytes)
+
 
 def _numpy(tensor):
     return tensor.numpy(force=True).copy()

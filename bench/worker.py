@@ -1,0 +1,77 @@
+"""One backend's share of bench/compare_backends.py, in a process of its own; prints JSON.
+
+Every figure is in seconds for one call: a training step, a forward pass, a prefill, one decoded
+token at each context length. Memory is that of the training step, measured first.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from specs import init_weights, spec_type
+from specs.backend import Backend, Batch, Model, OptimizerSettings, load_backend
+from specs.base import Spec
+
+DECODED = 16  # tokens timed at each context length
+
+
+def timed(work: Callable[[], object], seconds: float) -> float:
+    """Median time of a call: after one that is not counted, at least three, for `seconds`."""
+    work()
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < seconds:
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return median(times)
+
+
+def measure(task: dict[str, Any]) -> dict[str, Any]:
+    """All figures of one backend for one architecture."""
+    backend = load_backend(task["backend"], task["device"])
+    spec = spec_type(task["arch"]).from_dict(task["spec"])
+    weights = init_weights(spec)
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, spec.vocab_size, (task["batch"], task["seq"] + 1)).astype(np.int32)
+    batch = Batch(rows[:, :-1], rows[:, 1:])
+    model = backend.build(spec, weights, task["dtype"])
+    trainer = backend.trainer(model, OptimizerSettings())
+
+    def step() -> None:
+        trainer.step([batch], 1e-4)
+        trainer.read()
+
+    backend.reset_peak_memory()
+    seconds = {"train": timed(step, task["seconds"])}
+    memory = backend.peak_memory()
+    seconds["forward"] = timed(lambda: backend.logits(model, batch.tokens), task["seconds"])
+    seconds["prefill"] = timed(
+        lambda: backend.decoder(model, 1, task["seq"]).prefill(rows[:1, :-1]), task["seconds"])
+    for length in task["contexts"]:
+        seconds[f"decode {length}"] = decode(backend, model, spec, length)
+    return {"seconds": seconds, "memory": memory, "versions": backend.versions(),
+            "matmul": backend.matmul_rate(task["dtype"]), "bandwidth": backend.bandwidth()}
+
+
+def decode(backend: Backend, model: Model, spec: Spec, length: int) -> float:
+    """Median seconds of one token of one sequence behind `length` others."""
+    prompt = np.random.default_rng(1).integers(0, spec.vocab_size, (1, length)).astype(np.int32)
+    decoder = backend.decoder(model, 1, length + DECODED)
+    decoder.prefill(prompt)
+    times = []
+    for _ in range(DECODED):
+        start = time.perf_counter()
+        decoder.step(prompt[:, 0])
+        times.append(time.perf_counter() - start)
+    return median(times[1:])
+
+
+if __name__ == "__main__":
+    json.dump(measure(json.loads(sys.argv[1])), sys.stdout)
