@@ -99,7 +99,7 @@ def summary(spec: Spec, preset: str, task: dict[str, Any], found: Rounds) -> dic
     bounds |= {f"decode {length}": spec.decode_traffic(length) / bandwidth
                for length in task["contexts"]}
     tokens = {"train": T * task["batch"], "forward": T * task["batch"], "prefill": T}
-    figures = {}
+    figures: dict[str, dict[str, Any]] = {}
     for name, bound in bounds.items():
         figures[name] = {}
         for backend, results in found.items():

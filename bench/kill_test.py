@@ -1,0 +1,135 @@
+"""Kill a run again and again and see that nothing is lost.
+
+python bench/kill_test.py --kills 100 --backend mlx
+python bench/kill_test.py --kills 100 --backend torch
+python bench/kill_test.py --kills 100 --backend both     # another backend after each kill
+
+A tiny run is killed by SIGKILL at random moments, saving and starting among them, and resumed. On
+one backend its last weights must equal those of the unbroken run bit for bit. With both, its
+losses must stay as near to an unbroken run's as the two backends' unbroken runs are to each
+other, times eight. Exit code 1 if not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from rich.progress import Progress
+
+from specs import UserError, main_exit
+from specs.backend import BACKENDS, Arrays
+from train import checkpoint, metrics
+from train.rundir import RUNS
+
+TRAIN = Path(__file__).parent.parent / "train" / "run.py"
+OPTIONS = ["--arch", "bdh", "--preset", "tiny", "--set", "vocab_size=256", "--set", "dropout=0.1",
+           "--block-size", "32", "--batch-size", "4", "--log-every", "1", "--eval-every", "4",
+           "--eval-windows", "4", "--save-every", "2"]
+STEPS_PER_KILL = 6
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20, help="how often (20)")
+    parser.add_argument("--backend", choices=[*BACKENDS, "both"], default="both")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (0)")
+    args = parser.parse_args()
+    if args.kills < 1:
+        raise UserError(f"--kills {args.kills} must be at least 1")
+    backends = list(BACKENDS) if args.backend == "both" else [args.backend]
+    options = [*OPTIONS, "--steps", str(STEPS_PER_KILL * args.kills + 20)]
+    for name in ("killed", *(f"unbroken-{backend}" for backend in backends)):
+        shutil.rmtree(RUNS / name, ignore_errors=True)
+    for backend in backends:
+        if start(backend, "--name", f"unbroken-{backend}", *options).wait():
+            raise UserError(f"the unbroken run on {backend} failed: see above")
+    saving = kill_and_resume(args.kills, backends, options, random.Random(args.seed))
+    print(f"{args.kills} kills, {saving} of them while a checkpoint was being written")
+    return verdict(backends)
+
+
+def start(backend: str, *options: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, TRAIN, "--backend", backend, *options],
+                            stderr=subprocess.PIPE if "--resume" in options else None)
+
+
+def kill_and_resume(kills: int, backends: list[str], options: list[str],
+                    moments: random.Random) -> int:
+    """Kill and resume until the run has died `kills` times, then let it end; how many of the
+    deaths left a half-written checkpoint behind."""
+    saving = 0
+    with Progress() as progress:
+        task = progress.add_task("kills", total=kills)
+        for death in range(kills + 1):
+            backend = backends[death % len(backends)]
+            begun = checkpoint.steps(RUNS / "killed") if (RUNS / "killed").exists() else []
+            if not begun:
+                shutil.rmtree(RUNS / "killed", ignore_errors=True)
+            process = start(backend, *(["--resume", "killed"] if begun else
+                                       ["--name", "killed", *options]))
+            if death < kills:
+                wait(process, moments)
+                process.kill()
+                saving += any((RUNS / "killed").glob(".step-*.tmp"))
+            _, said = process.communicate()
+            if process.returncode not in (0, -9):
+                raise UserError(f"the run could not go on after kill {death}: "
+                                + (said or b"").decode().strip())
+            progress.update(task, completed=min(death + 1, kills))
+    return saving
+
+
+def wait(process: subprocess.Popen[bytes], moments: random.Random) -> None:
+    """Until a random moment: one in ten while the process starts, the others while it trains."""
+    if moments.random() < 0.1:
+        time.sleep(moments.uniform(0, 2))
+        return
+    aim = last_step() + moments.randrange(1, 2 * STEPS_PER_KILL)
+    while process.poll() is None and last_step() < aim:
+        time.sleep(0.005)
+    time.sleep(moments.uniform(0, 0.05))
+
+
+def last_step() -> int:
+    rows = metrics.read(RUNS / "killed" / "metrics.jsonl")
+    return rows[-1]["step"] if rows else 0
+
+
+def verdict(backends: list[str]) -> int:
+    """Compare the killed run with the unbroken ones; 0 if it is the same run."""
+    whole = {name: losses(f"unbroken-{name}") for name in backends}
+    killed = losses("killed")
+    first = whole[backends[0]]
+    apart = float(np.abs(killed - first).max())
+    if len(backends) == 1:
+        same = all(np.array_equal(array, final(f"unbroken-{backends[0]}")[name])
+                   for name, array in final("killed").items())
+        print("last weights: " + ("the same bits" if same else "DIFFERENT")
+              + f"; losses at most {apart:.1e} apart")
+        return 0 if same and apart == 0 else 1
+    room = 8 * float(np.abs(whole[backends[1]] - first).max())
+    print(f"losses: killed and handed over at most {apart:.1e} from {backends[0]} alone; room: "
+          f"{room:.1e}, eight times the distance of the two backends alone")
+    return 0 if apart <= room else 1
+
+
+def losses(name: str) -> np.ndarray:
+    rows = metrics.read(RUNS / name / "metrics.jsonl")
+    return np.array([row["loss"] for row in rows if "loss" in row])
+
+
+def final(name: str) -> Arrays:
+    _, (weights, optimizer), _ = checkpoint.load_last(RUNS / name)
+    return {**weights, **optimizer}
+
+
+if __name__ == "__main__":
+    main_exit(main)
