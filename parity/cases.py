@@ -25,12 +25,16 @@ class Case:
 
 
 def random_case(spec: Spec, B: int, T: int, seed: int, dropout: bool = False) -> Case:
-    """B rows of T random tokens, each to be followed by the next; with dropout keys or without."""
+    """B rows of T random tokens, each to be followed by the next; with dropout keys or without.
+
+    T is cut to the spec's block_size.
+    """
+    T = min(T, spec.block_size)
     rng = np.random.Generator(philox(seed, "case", B, T))
     rows = rng.integers(spec.vocab_size, size=(B, T + 1), dtype=np.int32)
     keys = rng.integers(2**31, size=B, dtype=np.int32) if dropout else None
-    return Case(f"B{B}-T{T}" + "-dropout" * dropout,
-                Batch(rows[:, :-1].copy(), rows[:, 1:].copy(), keys))
+    batch = Batch(rows[:, :-1].copy(), rows[:, 1:].copy(), keys)
+    return Case(f"B{B}-T{T}" + "-dropout" * dropout, batch)
 
 
 def edge_cases(spec: Spec, seed: int) -> list[Case]:
@@ -42,7 +46,7 @@ def edge_cases(spec: Spec, seed: int) -> list[Case]:
     window = getattr(spec, "window", None) or 5
     shapes = [(3, 1), (2, 2), (2, window - 1), (3, window), (1, window + 1), (2, 37),
               (1, 63), (2, 64), (1, 65), (1, 513)]
-    return [random_case(spec, B, min(T, spec.block_size), seed) for B, T in shapes]
+    return [random_case(spec, B, T, seed) for B, T in shapes]
 
 
 def lively_weights(spec: Spec, seed: int) -> Arrays:

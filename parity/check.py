@@ -134,8 +134,10 @@ def chosen_models(args: argparse.Namespace) -> Iterator[tuple[str, Spec, Arrays,
 
 def chosen_specs(arch: str, args: argparse.Namespace) -> Iterator[tuple[str, Spec]]:
     if not args.random:
+        # Dropout acts where a batch has keys for it, so it can be on in every small model.
+        fields = {**({} if args.preset else {"dropout": 0.1}), **dict(map(field, args.set))}
         title = " ".join([args.preset or "tiny", *args.set])
-        yield title, spec_type(arch).preset(args.preset or "tiny", **dict(map(field, args.set)))
+        yield title, spec_type(arch).preset(args.preset or "tiny", **fields)
     for seed in range(args.seed, args.seed + (args.random or not (args.preset or args.set))):
         yield f"odd, seed {seed}", random_spec(arch, seed)
 

@@ -28,12 +28,11 @@ def decoding(subject: Subject) -> Iterator[Measure]:
     size of the state against the spec's."""
     spec, seed = subject.spec, subject.seed
     window = getattr(spec, "window", None) or 5
-    longest = spec.block_size
     roads = [
-        (random_case(spec, 3, min(window + 18, longest), seed), pieces()),
-        (random_case(spec, 2, min(window + 49, longest), seed), pieces(1, 2, window - 1, 37)),
-        (random_case(spec, 1, min(260, longest), seed), pieces(255, 1, 1)),
-        (random_case(spec, 1, min(520, longest), seed), pieces(min(511, longest - 1))),
+        (random_case(spec, 3, window + 18, seed), pieces()),
+        (random_case(spec, 2, window + 49, seed), pieces(1, 2, window - 1, 37)),
+        (random_case(spec, 1, 260, seed), pieces(255, 1, 1)),
+        (random_case(spec, 1, 520, seed), pieces(511)),
         (fork_case(spec, seed), forked),
     ]
     for kind in spec.decode_kinds:
@@ -72,7 +71,7 @@ def pieces(*sizes: int) -> Road:
 
 def fork_case(spec: Spec, seed: int) -> Case:
     """Five rows, the last two of which begin like the rows 2 and 0, then go other ways."""
-    batch = random_case(spec, 5, min(21, spec.block_size), seed).batch
+    batch = random_case(spec, 5, 21, seed).batch
     batch.tokens[3:, :FORK] = batch.tokens[[2, 0], :FORK]
     return Case("fork", batch)
 
@@ -90,7 +89,7 @@ def forked(decoder: Decoder, tokens: np.ndarray) -> np.ndarray:
 
 def state_size(subject: Subject, kind: str) -> Measure:
     """What a decoder holds, in bytes, is what the spec says."""
-    case = random_case(subject.spec, 2, min(70, subject.spec.block_size), subject.seed)
+    case = random_case(subject.spec, 2, 70, subject.seed)
     rows, T = case.batch.tokens.shape
     truth = rows * subject.spec.decode_state_bytes(T, kind)
     errors = {}
@@ -107,37 +106,38 @@ def sampling(subject: Subject) -> Iterator[Measure]:
     Each token must be one that the referee would have drawn there: the same on both panels,
     but where the referee itself, nudged, hesitates between two.
     """
-    prompt = random_case(subject.spec, 2, 5, subject.seed)
     length = min(48, subject.spec.block_size)
+    case = random_case(subject.spec, 2, 5, subject.seed)
+    prompt = case.batch.tokens
     for name, sampler in SAMPLERS.items():
         errors = {}
         for panel, backend in subject.panels.items():
             model = backend.build(subject.spec, subject.weights)
-            decoder = backend.decoder(model, len(prompt.batch.tokens), length)
-            text = write(decoder, prompt.batch.tokens, length, sampler)
-            allowed = [drawn == text[:, 5:] for drawn in redrawn(subject, text, sampler)]
-            errors[panel] = float(np.sum(~np.any(allowed, axis=0)))
-        yield Measure(Case(name, prompt.batch), "wrong tokens", text[:, 5:].size, 0.0, errors)
+            text = write(backend.decoder(model, len(prompt), length), prompt, length, sampler)
+            right = [drawn == text for drawn in redrawn(subject, text, prompt, sampler)]
+            errors[panel] = float(np.sum(~np.any(right, axis=0)))
+        yield Measure(Case(name, case.batch), "wrong tokens", text.size, 0.0, errors)
 
 
 def write(decoder: Decoder, prompt: np.ndarray, length: int, sampler: Sampler) -> np.ndarray:
     """The prompts (B, T) continued to (B, length)."""
     text, logits = prompt, decoder.prefill(prompt)[:, -1]
-    while True:
-        rows = zip(logits, text, strict=True)
-        new = np.array([sampler(row_logits, read) for row_logits, read in rows], np.int32)
+    for _ in range(length - prompt.shape[1]):
+        new = np.array([sampler(*row) for row in zip(logits, text, strict=True)], np.int32)
         text = np.concatenate([text, new[:, None]], axis=1)
-        if text.shape[1] == length:
-            return text
         logits = decoder.step(new)
+    return text
 
 
-def redrawn(subject: Subject, text: np.ndarray, sampler: Sampler) -> Iterator[np.ndarray]:
-    """The tokens from position 5 on that the referee draws given those before, and what it
-    draws when it is nudged: (B, length − 5) each."""
-    batch = Batch(text, text)
+def redrawn(subject: Subject, text: np.ndarray, prompt: np.ndarray,
+            sampler: Sampler) -> Iterator[np.ndarray]:
+    """(B, length): the prompt, then what the referee draws after each beginning of the text;
+    and what it draws when it is nudged."""
     for weights in (subject.weights, *nudged(subject.weights, subject.seed)):
-        trial = attempt(subject.spec, subject.referee, "float64", batch, weights)
+        trial = attempt(subject.spec, subject.referee, "float64", Batch(text, text), weights)
         logits = trial.backend.logits(trial.model, text)
-        yield np.array([[sampler(row_logits[t - 1], row[:t]) for t in range(5, len(row))]
-                        for row, row_logits in zip(text, logits, strict=True)])
+        drawn = text.copy()
+        for row, t in np.ndindex(len(text), text.shape[1] - prompt.shape[1]):
+            end = t + prompt.shape[1]
+            drawn[row, end] = sampler(logits[row, end - 1], text[row, :end])
+        yield drawn

@@ -70,7 +70,10 @@ def forward(panel: str, paths: list[str], alone: Measures, passing: Measures) ->
         if alone[path].over(panel) > 1:
             return Divergence(panel, "forward", path, entering, leaving)
         if entering > 1:
-            return Divergence(panel, "forward", caller(path, paths), left, entering)
+            guilty = caller(path, paths)
+            while guilty != MODEL and worst(panel, passing, f"{guilty} input ") > 1:
+                guilty = caller(guilty, paths)
+            return Divergence(panel, "forward", guilty, left, entering)
         left = leaving
     after = passing["logits"].over(panel)
     return Divergence(panel, "forward", MODEL, left, after) if after > 1 else None

@@ -49,7 +49,7 @@ def read_oracle(file: Path) -> Oracle:
     if not file.is_file():
         raise UserError(f"there is no file {file}")
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
         raise UserError(f"{file} is damaged, or no .npz file") from None
@@ -60,12 +60,17 @@ def read_oracle(file: Path) -> Oracle:
     try:
         config = json.loads(str(arrays["config"]))
     except ValueError:
-        raise UserError(f"{file}: its config is no JSON") from None
+        config = None
+    if not isinstance(config, dict):
+        raise UserError(f"{file}: its config must be a JSON object of spec fields")
     spec = spec_type(str(arrays["arch"])).from_dict(config)
     weights = load_strictly(spec, named("param.", arrays), str(file))
     gradients = load_strictly(spec, named("grad.", arrays), f"{file} (gradients)")
     tokens, targets, prompt, text = (arrays[name].astype(np.int32) for name in (
         "tokens", "targets", "greedy_prompt", "greedy_tokens"))
+    if any(ids.min(initial=0) < 0 or ids.max(initial=0) >= spec.vocab_size
+           for ids in (tokens, targets, prompt, text)):
+        raise UserError(f"{file}: a token lies outside the vocabulary of {spec.vocab_size}")
     if (tokens.ndim != 2 or targets.shape != tokens.shape or prompt.ndim != 2 or text.ndim != 2
             or arrays["logits"].shape != (*tokens.shape, spec.vocab_size)):
         raise UserError(f"{file}: tokens, targets, logits and greedy texts must have the shapes "

@@ -21,14 +21,14 @@ from parity.subject import Measure, Subject
 from specs.backend import Arrays
 from train import checkpoint
 
-STEPS = 20
+STEPS = 16
 FIRST, SECOND = range(STEPS // 2), range(STEPS // 2, STEPS)
-STARTS = 6
+STARTS = 4
 
 
 @dataclass(frozen=True)
 class Chaos:
-    """A trajectory on the referee; on each panel from six starts that are one ulp aside, to its
+    """A trajectory on the referee; on each panel from four starts that are one ulp aside, to its
     half and to its end; and the room that it needs.
 
     The budget is the model's own chaos: how far PyTorch's runs part from each other (the median
