@@ -16,14 +16,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
 from specs import UserError, main_exit
 from specs.backend import BACKENDS, available_backends
 from train import metrics
-from train.plots import series
+from train.plots import Rows, series
 from train.rundir import RUNS
 
 matplotlib.use("agg")
@@ -44,7 +43,7 @@ def main() -> None:
     if args.steps < 3:
         raise UserError(f"--steps {args.steps} must be at least 3, one for each leg")
     options = ["--arch", args.arch, "--steps", str(args.steps), "--batch-size", "8",
-               "--log-every", "5"]
+               "--log-every", "1"]
     for name in RUNNERS:
         shutil.rmtree(RUNS / name, ignore_errors=True)
     for backend in BACKENDS:
@@ -54,11 +53,9 @@ def main() -> None:
     train("--resume", "relay", "--backend", "mlx")
     rows = {name: metrics.read(RUNS / name / "metrics.jsonl") for name in RUNNERS}
     draw(rows)
-    losses = {name: dict(zip(*series(found, "loss"), strict=True)) for name, found in rows.items()}
     for name in RUNNERS[1:]:
-        apart = max(abs(losses[name][step] / loss - 1) for step, loss in
-                    losses["relay-mlx"].items())
-        print(f"{name}: at most {apart:.1e} of the loss away from MLX alone")
+        _, apart = distances(rows[name], rows["relay-mlx"])
+        print(f"{name}: at most {max(apart):.1e} of the loss away from MLX alone")
     print(PICTURE)
 
 
@@ -75,18 +72,23 @@ def train(*options: str, until: int | None = None) -> None:
         raise UserError("a leg of the relay failed: see above")
 
 
-def draw(rows: dict[str, list[dict[str, Any]]]) -> None:
+def distances(rows: Rows, alone: Rows) -> tuple[list[int], list[float]]:
+    """(steps, relative distance of the losses) at the steps that both have logged."""
+    losses = dict(zip(*series(alone, "loss"), strict=True))
+    pairs = [(step, abs(loss / losses[step] - 1))
+             for step, loss in zip(*series(rows, "loss"), strict=True) if step in losses]
+    return [step for step, _ in pairs], [max(apart, 1e-8) for _, apart in pairs]
+
+
+def draw(rows: dict[str, Rows]) -> None:
     """Loss curves above, distance to MLX alone below."""
     figure, (above, below) = plt.subplots(2, 1, figsize=(8, 5), sharex=True, layout="constrained",
                                           height_ratios=(2, 1))
     above.plot(*series(rows["relay-mlx"], "loss"), "C0", lw=6, alpha=0.35, label="MLX alone")
     above.plot(*series(rows["relay-torch"], "loss"), "C1", lw=3, alpha=0.8, label="PyTorch alone")
     above.plot(*series(rows["relay"], "loss"), "k", lw=1, label="MLX, then PyTorch, then MLX")
-    alone = dict(zip(*series(rows["relay-mlx"], "loss"), strict=True))
     for name, color in (("relay-torch", "C1"), ("relay", "k")):
-        steps, losses = series(rows[name], "loss")
-        apart = [abs(loss / alone[step] - 1) for step, loss in zip(steps, losses, strict=True)]
-        below.semilogy(steps, [max(value, 1e-8) for value in apart], color, lw=1)
+        below.semilogy(*distances(rows[name], rows["relay-mlx"]), color, lw=1)
     logged = [row for row in rows["relay"] if "backend" in row]
     handovers = [one["step"] for one, next in itertools.pairwise(logged)
                  if one["backend"] != next["backend"]]
