@@ -15,9 +15,9 @@ def total(x):
     """The sum of all of x, piece by piece: MLX's CPU adds one number after the other, and of
     eight million squares loses the second digit."""
     x = x.flatten()
-    while x.size > 256:
-        cut = x.size % 256
-        x = mx.concatenate([x[cut:].reshape(-1, 256).sum(-1), x[:cut]])
+    while x.size > 32:
+        cut = x.size % 32
+        x = mx.concatenate([x[cut:].reshape(-1, 32).sum(-1), x[:cut]])
     return x.sum()
 
 
