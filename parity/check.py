@@ -69,13 +69,15 @@ def main() -> int:
     check_options(args)
     rungs = chosen_rungs(args.rungs)
     models = list(chosen_models(args))
-    panels = load_panels(small=args.run is None)
+    panels = load_panels(small=all(spec.param_count() < 10**6 for _, spec, *_ in models))
     report, documents, ok = Report(Console()), [], True
+    report.panels(panels)
     for title, spec, weights, file in models:
         subject = Subject(spec, weights, panels, panels["torch"], args.seed)
         report.head(title, subject)
         climbing = reproduce(subject, file) if file else climb(subject, rungs)
-        results = [report.row(result) for result in climbing]
+        with report.console.status("climbing …"):
+            results = [report.row(result) for result in climbing]
         documents.append(as_json(title, subject, results))
         ok = ok and all(result.ok for result in results)
     report.end(ok)
@@ -102,8 +104,8 @@ def check_options(args: argparse.Namespace) -> None:
         raise UserError("--rungs and --oracle exclude each other: leave one out")
     if args.random < 0:
         raise UserError(f"--random {args.random} must be at least 1")
-    if args.json and not args.json.resolve().parent.is_dir():
-        raise UserError(f"--json {args.json}: there is no folder {args.json.parent}")
+    if args.json and (args.json.is_dir() or not args.json.resolve().parent.is_dir()):
+        raise UserError(f"--json {args.json} must be a file in a folder that is there")
 
 
 def chosen_rungs(text: str | None) -> list[str]:
@@ -118,7 +120,17 @@ def chosen_models(args: argparse.Namespace) -> Iterator[tuple[str, Spec, Arrays,
     """(title, spec, weights, oracle or None) of each model to check.
 
     By default of each architecture its preset "tiny", and an odd relative of it.
+    Raises `UserError` for weights that are no numbers.
     """
+    for title, spec, weights, oracle in given_models(args):
+        for name, value in weights.items():
+            if not np.isfinite(value).all():
+                raise UserError(f"{title}: {name} holds numbers that are not finite; there is "
+                                "nothing to compare: try an earlier --step")
+        yield title, spec, weights, oracle
+
+
+def given_models(args: argparse.Namespace) -> Iterator[tuple[str, Spec, Arrays, Oracle | None]]:
     if args.oracle:
         oracle = read_oracle(args.oracle)
         yield f"{oracle.spec.arch}, {oracle.source}", oracle.spec, oracle.weights, oracle
@@ -155,10 +167,10 @@ def field(text: str) -> tuple[str, Any]:
 
 def load_panels(small: bool) -> dict[str, Backend]:
     """Both panels, PyTorch on the CPU, where it is also the referee."""
-    for name in BACKENDS:
-        if name not in available_backends():
-            raise UserError(f"parity compares MLX with PyTorch, and {name} is not installed "
-                            f"here: pip install -e '.[{name}]'")
+    missing = [name for name in BACKENDS if name not in available_backends()]
+    if missing:
+        raise UserError(f"parity compares MLX with PyTorch, and {' and '.join(missing)} cannot be "
+                        "found here: pip install -e '.[all]'")
     if small:  # threads would only wait for each other
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch = load_backend("torch", "cpu")  # before MLX, so that each has the BLAS it came with

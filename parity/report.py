@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.markup import escape
 from parity.budget import FACTOR, NUDGES
 from parity.ladder import Result
 from parity.subject import Measure, Subject
+from specs.backend import Backend
 
 FORMAT = "{:<12} {:<40} {:>9} {:>9} {:>9}  {:<8} {:>6}"
 HEAD = FORMAT.format("rung", "worst at", "mlx", "torch", "mlx/torch", "verdict", "s")
@@ -18,10 +20,16 @@ SHOWN = 5  # figures shown of a rung that failed
 
 
 class Report:
-    """Prints one line a rung: errors are over budget, above 1 is a mismatch."""
+    """Prints one line a rung, as it is climbed."""
 
     def __init__(self, console: Console):
         self.console = console
+
+    def panels(self, panels: Mapping[str, Backend]) -> None:
+        for name, panel in panels.items():
+            facts = ", ".join(f"{key} {value}" for key, value in panel.versions().items())
+            self.line(f"{name}: {facts}")
+        self.line("referee: torch in float64; errors are over budget, above 1 is a mismatch")
 
     def head(self, title: str, subject: Subject) -> None:
         spec = subject.spec
@@ -52,17 +60,22 @@ class Report:
                 + " times the budget" + relative(measure))
         if len(failed) > SHOWN:
             self.line(f"  … and {len(failed) - SHOWN} more figures of {len(result.measures)}")
+        first = result.failed[0]
+        self.line(f"  first over budget: {first.case.name} {first.name}")
         for divergence in result.divergences:
             self.line(f"  → {divergence}")
+        if not result.divergences:
+            self.line("  → no module parts from the referee there, forward or backward: the "
+                      "difference lies around the model")
 
     def end(self, ok: bool) -> None:
         self.line("\nBoth panels are the same model." if ok else
-                  "\nThe panels differ. The referee shares its code with the PyTorch panel: which "
-                  "of the two is wrong, an oracle can tell (--oracle).")
+                  "\nThere is a mismatch. The referee shares its code with the PyTorch panel; only "
+                  "an oracle (--oracle) is independent of both.")
 
 
 def overs(result: Result) -> tuple[float, float, float]:
-    """Worst error over budget of MLX and PyTorch, and the worst ratio of the two errors' norms."""
+    """The worst error over budget on MLX and on PyTorch, and the first over the second."""
     mlx, torch = (max((m.over(panel) for m in result.on(panel)), default=math.nan)
                   for panel in ("mlx", "torch"))
     return mlx, torch, mlx / torch if torch > 0 else math.nan

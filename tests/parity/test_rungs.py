@@ -1,6 +1,7 @@
 """Right panels raise no alarm, on a plain model and on odd ones.
 
-The long form, which also takes windows of 500 tokens: python parity/check.py --random 20
+The long form, with rows of 500 tokens and whole training runs:
+python parity/check.py --random 20
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ def test_small_model_climbs(rung: str, panels: dict[str, Backend]) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_odd_model_climbs(seed: int, panels: dict[str, Backend]) -> None:
     subject = subject_of(random_spec("bdh", seed).replace(block_size=70), panels, seed)
-    failed = [(found.rung, found.worst()) for found in climb(subject) if not found.ok]
-    assert not failed
+    quick = [rung for rung in RUNGS if rung not in ("trajectory", "resume")]
+    assert not [(found.rung, found.worst()) for found in climb(subject, quick) if not found.ok]
 
 
 def test_long_context_is_chunked_alike(panels: dict[str, Backend]) -> None:
