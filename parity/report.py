@@ -14,8 +14,8 @@ from parity.ladder import Result
 from parity.subject import Measure, Subject
 from specs.backend import Backend
 
-FORMAT = "{:<12} {:<40} {:>9} {:>9} {:>9}  {:<8} {:>6}"
-HEAD = FORMAT.format("rung", "worst at", "mlx", "torch", "mlx/torch", "verdict", "s")
+CELLS = "{:<12} {:<40} {:>9} {:>9} {:>9}  "
+HEAD = CELLS.format("rung", "worst at", "mlx", "torch", "mlx/torch") + "verdict       s"
 SHOWN = 5  # figures shown of a rung that failed
 
 
@@ -42,12 +42,11 @@ class Report:
 
     def row(self, result: Result) -> Result:
         worst = result.worst()
-        cells = FORMAT.format(
-            result.rung, shortened(f"{worst.case.name} {worst.name}", 40),
-            *(number(over) for over in overs(result)), "@", f"{result.seconds:.1f}")
-        verdict = "[green]ok[/green]      " if result.ok else "[red]MISMATCH[/red]"
-        before, after = escape(cells).split("@       ")
-        self.console.print(before + verdict + after, soft_wrap=True)
+        cells = CELLS.format(result.rung, shortened(f"{worst.case.name} {worst.name}", 40),
+                             *map(number, overs(result)))
+        colour, verdict = ("green", "ok") if result.ok else ("red", "MISMATCH")
+        self.console.print(f"{escape(cells)}[{colour}]{verdict:<8}[/{colour}] "
+                           f"{result.seconds:6.1f}", soft_wrap=True)
         if not result.ok:
             self.failure(result)
         return result

@@ -6,6 +6,7 @@ that it belongs to hold; that one fails, on that panel only, and names the place
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import textwrap
 from dataclasses import dataclass, field
@@ -13,13 +14,6 @@ from typing import Any
 
 import pytest
 
-import mlx_models.backend
-import mlx_models.bdh
-import mlx_models.decoder
-import mlx_models.optim
-import mlx_models.trainer
-import torch_models.bdh
-import torch_models.trainer
 from parity.ladder import RUNGS, Result, result
 from parity.locate import MODEL
 from specs.backend import Backend
@@ -28,14 +22,14 @@ from tests.parity.conftest import small_subject
 
 @dataclass(frozen=True)
 class Fault:
-    """`code` ("Class.method" or "function" as `module` knows it) reads `new` for `old`.
+    """`code` ("Class.method", or "function") of `module` reads `new` for `old`.
 
     `good` rungs hold, `rung` fails on `panel`, and the divergence is at `place` ("": nowhere in
     the model).
     """
 
     name: str
-    module: Any
+    module: str
     code: str
     old: str
     new: str
@@ -47,7 +41,8 @@ class Fault:
 
     def plant(self, patch: pytest.MonkeyPatch) -> None:
         owner_name, _, name = self.code.rpartition(".")
-        owner = getattr(self.module, owner_name) if owner_name else self.module
+        module = importlib.import_module(self.module)
+        owner = getattr(module, owner_name) if owner_name else module
         function = getattr(owner, name)
         source = textwrap.dedent(inspect.getsource(function))
         assert source.count(self.old) == 1, f"{self.old!r} is not one place of {self.code}"
@@ -56,18 +51,18 @@ class Fault:
         patch.setattr(owner, name, made[name])
 
 
-MLX, TORCH = mlx_models.bdh, torch_models.bdh
+MLX, TORCH = "mlx_models.bdh", "torch_models.bdh"
 ATTN, FIRST = "layers.0.attn", ("parameters",)
 FORWARD = ("activations", "logits")
 
 FAULTS = [
-    Fault("weights in float16", mlx_models.backend, "Backend.build",
+    Fault("weights in float16", "mlx_models.backend", "Backend.build",
           "w.astype(np.float32)", "w.astype(np.float16).astype(np.float32)", "parameters", "embed"),
     Fault("LayerNorm eps", MLX, "LayerNorm.__call__",
           "self.eps)", "1e-6)", "activations", "embed_norm", FIRST),
     Fault("LayerNorm eps in torch, whose referee follows", TORCH, "LayerNorm.forward",
           "self.eps)", "1e-6)", "activations", "embed_norm", FIRST),
-    Fault("LayerNorm eps in layer 1 only", mlx_models.backend, "Backend.build",
+    Fault("LayerNorm eps in layer 1 only", "mlx_models.backend", "Backend.build",
           "model.recompute = recompute", "model.layers[1].mlp_norm.eps = 1e-6",
           "activations", "layers.1.mlp_norm", FIRST),
     Fault("RoPE of halves", MLX, "Rotary.__call__",
@@ -101,24 +96,24 @@ FAULTS = [
     Fault("no gradient into the embedding", MLX, "Model.__call__",
           "self.embed(tokens)", "mx.stop_gradient(self.embed(tokens))",
           "gradients", MODEL, ("single-step", *FORWARD)),
-    Fault("loss over the wrong count", mlx_models.backend, "Backend.loss_and_grads",
+    Fault("loss over the wrong count", "mlx_models.backend", "Backend.loss_and_grads",
           "/ targets.size", "/ (targets.size + 1)", "loss", good=FORWARD),
     Fault("dropout does not scale", MLX, "dropout", "x * (1 / (1 - p))", "x",
           "gradients", "layers.0", ("single-step", "loss", *FORWARD)),
-    Fault("AdamW without bias correction", mlx_models.optim, "Optimizer.__init__",
+    Fault("AdamW without bias correction", "mlx_models.optim", "Optimizer.__init__",
           "bias_correction=True", "bias_correction=False", "optimizer", good=("gradients",)),
-    Fault("Muon couples the decay", mlx_models.optim, "Optimizer.muon_step",
+    Fault("Muon couples the decay", "mlx_models.optim", "Optimizer.muon_step",
           "beta * old + (1 - beta) * grad", "beta * old + (1 - beta) * (grad + decay * weight)",
           "optimizer", good=("gradients",)),
-    Fault("Muon flattens heads", mlx_models.optim, "Optimizer.muon_step",
+    Fault("Muon flattens heads", "mlx_models.optim", "Optimizer.muon_step",
           "U.reshape(param.stack)", "U.reshape(1, len(U), -1)", "optimizer", good=("gradients",)),
-    Fault("micro-batches taken as equal", mlx_models.trainer, "Trainer.step",
+    Fault("micro-batches taken as equal", "mlx_models.trainer", "Trainer.step",
           "sum(batch.targets.size for batch in batches)", "batches[0].targets.size * len(batches)",
           "optimizer", good=("gradients",)),
-    Fault("micro-batches taken as equal in torch", torch_models.trainer, "Trainer.step",
+    Fault("micro-batches taken as equal in torch", "torch_models.trainer", "Trainer.step",
           "sum(batch.targets.size for batch in batches)", "batches[0].targets.size * len(batches)",
           "optimizer", good=("gradients",), panel="torch"),
-    Fault("training without dropout", mlx_models.trainer, "Trainer.scaled_loss",
+    Fault("training without dropout", "mlx_models.trainer", "Trainer.scaled_loss",
           "key=key", "key=None", "trajectory", good=("gradients", "optimizer")),
     Fault("cache offset of one", MLX, "KeyCache.attend",
           "+= r.shape[2]", "+= r.shape[2] + 1", "decoding", good=FORWARD),
@@ -127,11 +122,11 @@ FAULTS = [
     Fault("state is written before it is read", MLX, "Attention.chunkwise",
           "self.read(r_i, state)", "self.read(r_i, self.write(state, r_i, x_i))",
           "decoding", good=FORWARD),
-    Fault("fork in another order", mlx_models.decoder, "Decoder.fork",
+    Fault("fork in another order", "mlx_models.decoder", "Decoder.fork",
           "list(rows)", "sorted(rows)", "decoding", good=FORWARD),
     Fault("text from a state written too early", MLX, "Attention.chunkwise",
           "self.read(r_i, state)", "self.read(r_i, self.write(state, r_i, x_i))", "sampling"),
-    Fault("optimizer state loaded as new", mlx_models.optim, "Optimizer.load_state",
+    Fault("optimizer state loaded as new", "mlx_models.optim", "Optimizer.load_state",
           'int(state["step"])', "0", "resume"),
 ]
 
