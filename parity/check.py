@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -20,7 +18,7 @@ from parity.report import Report, as_json
 from parity.subject import Subject
 from specs import Spec, UserError, architectures, main_exit, spec_type
 from specs.backend import BACKENDS, Arrays, Backend, available_backends, load_backend
-from specs.base import did_you_mean
+from specs.base import did_you_mean, parse_field
 from train.files import write_json
 from train.rundir import RunDir
 
@@ -147,22 +145,11 @@ def given_models(args: argparse.Namespace) -> Iterator[tuple[str, Spec, Arrays, 
 def chosen_specs(arch: str, args: argparse.Namespace) -> Iterator[tuple[str, Spec]]:
     if not args.random:
         # Dropout acts where a batch has keys for it, so it can be on in every small model.
-        fields = {**({} if args.preset else {"dropout": 0.1}), **dict(map(field, args.set))}
+        fields = {**({} if args.preset else {"dropout": 0.1}), **dict(map(parse_field, args.set))}
         title = " ".join([args.preset or "tiny", *args.set])
         yield title, spec_type(arch).preset(args.preset or "tiny", **fields)
     for seed in range(args.seed, args.seed + (args.random or not (args.preset or args.set))):
         yield f"odd, seed {seed}", random_spec(arch, seed)
-
-
-def field(text: str) -> tuple[str, Any]:
-    """FIELD=VALUE; the value as JSON where it is, otherwise as it stands."""
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise UserError(f"--set {text} must be FIELD=VALUE, such as --set n_layer=8")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
 
 
 def load_panels(small: bool) -> dict[str, Backend]:

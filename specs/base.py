@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
 import types
 import typing
@@ -139,6 +140,17 @@ class Spec:
             raise UserError(f"{cls.__module__.rpartition('.')[2]} has no preset {name!r}"
                             + did_you_mean(name, list(cls.presets)))
         return cls.from_dict({**cls.presets[name], **fields})
+
+
+def parse_field(text: str) -> tuple[str, Any]:
+    """(field, value) of "FIELD=VALUE" from a command line: JSON where it is, else a string."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"--set {text} must be FIELD=VALUE, such as --set n_layer=8")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

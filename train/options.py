@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import re
 from typing import Any
 
 from specs import Spec, UserError, architectures, spec_type
 from specs.backend import BACKENDS
+from specs.base import parse_field
 from train.schedule import SCHEDULES
 from train.settings import Settings
 
@@ -120,7 +120,7 @@ def new_spec(args: argparse.Namespace, vocab_size: int) -> tuple[Spec, str]:
     """The spec asked for and the name of its preset; the vocabulary is the tokenizer's."""
     kind = spec_type(args.arch)
     preset = args.preset or "demo"
-    fields = {"vocab_size": vocab_size, **dict(map(_field, args.set))}
+    fields = {"vocab_size": vocab_size, **dict(map(parse_field, args.set))}
     if "block_size" in args:
         fields["block_size"] = args.block_size
     spec = kind.preset(preset, **fields)
@@ -166,16 +166,6 @@ def resumed_settings(args: argparse.Namespace, settings: Settings, block_size: i
     if "memory" in given:
         given.setdefault("micro_batch", None)
     return dataclasses.replace(settings, **given)
-
-
-def _field(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise UserError(f"--set {text} must be FIELD=VALUE, such as --set n_layer=8")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
 
 
 def _number(text: str, units: dict[str, int], what: str) -> int:
