@@ -46,7 +46,7 @@ def train(spec: Spec, backend: Backend, dtype: Dtype, kind: Kind, start: Course 
     if course.state:
         trainer.load_state(course.state)
     for step in steps:
-        batch = random_case(spec, 3, 16, seed + step % 4, dropout=spec.dropout > 0).batch
+        batch = random_case(spec, 3, 8, seed + step % 4, dropout=spec.dropout > 0).batch
         trainer.step([batch] if dtype == "float64" else split(batch),
                      RATES[kind] * min(1.0, (step + 1) / 5))
     losses = (*course.losses, *trainer.read().losses)
@@ -60,8 +60,8 @@ def split(batch: Batch) -> list[Batch]:
                   None if batch.keys is None else batch.keys[cut]) for cut in cuts]
 
 
-def one_ulp_aside(weights: Arrays, seed: int, k: int) -> Arrays:
+def one_ulp_aside(weights: Arrays, seed: int) -> Arrays:
     """Every weight replaced by the next float32 above or below it."""
-    rng = np.random.Generator(philox(seed, "ulp", k))
+    rng = np.random.Generator(philox(seed, "ulp"))
     ends = np.array([-np.inf, np.inf], np.float32)
     return {name: np.nextafter(w, rng.choice(ends, w.shape)) for name, w in weights.items()}
