@@ -27,7 +27,7 @@ def test_small_model_climbs(rung: str, panels: dict[str, Backend]) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_odd_model_climbs(seed: int, panels: dict[str, Backend]) -> None:
-    subject = subject_of(random_spec("bdh", seed).replace(block_size=70), panels, seed)
+    subject = subject_of(random_spec("bdh", seed).replace(block_size=40), panels, seed)
     quick = [rung for rung in RUNGS if rung not in ("trajectory", "resume")]
     assert not [(found.rung, found.worst()) for found in climb(subject, quick) if not found.ok]
 
