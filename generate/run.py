@@ -12,7 +12,7 @@ from rich.console import Console
 from generate.sampling import Sampler
 from generate.text import Piece, Speed, write
 from specs.backend import BACKENDS, load_backend
-from specs.errors import UserError, main_exit
+from specs.errors import main_exit
 from train.rundir import RunDir
 
 EXAMPLES = """examples:
@@ -74,9 +74,8 @@ def main() -> int:
                       seed=args.seed)
     run = RunDir.open(args.run)
     spec, tokenizer = run.spec, run.tokenizer()
-    if args.state not in ("auto", *spec.decode_kinds):
-        raise UserError(f"--state {args.state!r}: {spec.arch} has auto, "
-                        + ", ".join(spec.decode_kinds))
+    if args.state != "auto":
+        spec.check_decode_kind(args.state)
     backend = load_backend(args.backend, args.device)
     model = backend.build(spec, run.weights(args.step), args.dtype)
     prompts, speed = args.prompt or [""], Speed()
@@ -94,6 +93,7 @@ def show(prompts: list[str], pieces: Iterator[Piece]) -> bool:
 
     Ctrl-C ends all of them where they are; then the answer is False.
     """
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     screen = Console(highlight=False)
     waiting: list[deque[Piece]] = [deque() for _ in prompts]
     finished = True

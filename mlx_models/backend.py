@@ -16,7 +16,7 @@ from mlx_models.trace import pullback, replay, trace
 from mlx_models.trainer import Trainer, arrays
 from specs.backend import Batch, OptimizerSettings, load_strictly
 from specs.errors import UserError
-from specs.machine import best_rate, chip, process_peak
+from specs.machine import best_rate, chip, process_peak, reset_process_peak
 
 
 class Backend:
@@ -90,6 +90,7 @@ class Backend:
 
     def reset_peak_memory(self):
         mx.reset_peak_memory()
+        reset_process_peak()
 
     def matmul_rate(self, dtype="float32"):
         size = 4096 if self.device != "cpu" else 1024

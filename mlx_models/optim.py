@@ -33,7 +33,6 @@ class Optimizer:
         self.muon = {p.name: p for p in spec.params() if muon and p.group == "hidden"}
         self.adam_scale = settings.adam_lr_scale if muon else 1.0
         self.momentum = {name: mx.zeros_like(params[name]) for name in self.muon}
-        self.adam_names = [p.name for p in spec.params() if p.name not in self.muon]
         decays = [p.name for p in spec.params() if p.name not in self.muon and p.decays]
         spared = [p.name for p in spec.params() if p.name not in self.muon and not p.decays]
         groups = [(decays, settings.weight_decay), (spared, 0.0)]

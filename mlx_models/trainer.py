@@ -1,14 +1,13 @@
 """Training steps without waiting: accumulation, clipping, loss scaling, the optimizer."""
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from mlx_models.layers import total
 from mlx_models.loss import cross_entropy, right_guesses
 from mlx_models.optim import Optimizer
-from specs.backend import Progress, check_state
+from specs.backend import Progress, fitting_state
 
 GROW_AFTER = 2000  # good steps in float16 before the loss scale is doubled
 
@@ -30,22 +29,23 @@ class Trainer:
         self.loss_scale = mx.array(2.0**16 if self.scaled else 1.0)
         self.good_steps = mx.array(0)
         self.losses, self.grad_norms = [], []
-        self.loss_and_grads = nn.value_and_grad(model, self.scaled_loss)
+        self.loss_and_grads = mx.value_and_grad(self.scaled_loss)
         if compile:
-            self.loss_and_grads = mx.compile(self.loss_and_grads, inputs=[model.state])
+            self.loss_and_grads = mx.compile(self.loss_and_grads)
 
-    def scaled_loss(self, tokens, targets, key, count, loss_scale):
+    def scaled_loss(self, params, tokens, targets, key, count, loss_scale):
+        self.model.update(tree_unflatten(list(params.items())))
         return cross_entropy(self.model(tokens, key=key), targets) / count * loss_scale
 
     def step(self, batches, lr):
         count = sum(batch.targets.size for batch in batches)
         total, grads = 0, None
         for batch in batches:
-            loss, more = self.loss_and_grads(*arrays(batch), count, self.loss_scale)
+            loss, more = self.loss_and_grads(self.params, *arrays(batch), count, self.loss_scale)
             grads = more if grads is None else tree_map(mx.add, grads, more)
             total = total + loss / self.loss_scale
             mx.async_eval(grads)
-        grads, norm = self.clip(dict(tree_flatten(grads)))
+        grads, norm = self.clip(grads)
         good = mx.isfinite(total) & mx.isfinite(norm)
         self.optimizer.update(grads, lr, good)
         if self.scaled:
@@ -88,9 +88,8 @@ class Trainer:
         return state | {"step": state["step"].astype(np.int64)}
 
     def load_state(self, state):
-        own = self.state()
-        check_state(own, state)
-        state = {name: mx.array(state[name]) for name in own}
+        state = {name: mx.array(value)
+                 for name, value in fitting_state(self.state(), state).items()}
         self.optimizer.load_state(state)
         if self.scaled:
             self.loss_scale, self.good_steps = state["loss_scale"], state["loss_scale.good_steps"]

@@ -121,7 +121,7 @@ def through_a_file(course: Course, backend: str) -> Course:
     """The course as it comes back from a checkpoint on disk."""
     with tempfile.TemporaryDirectory() as folder:
         path = checkpoint.save(Path(folder), checkpoint.TrainState(step=len(course.losses)),
-                               course.weights, course.state, backend)
+                               course.weights, course.state, {"backend": backend})
         _, (weights, state) = checkpoint.load(path)
     return Course(course.losses, weights, state)
 

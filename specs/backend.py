@@ -176,7 +176,7 @@ class Backend(Protocol):
 
     def peak_memory(self) -> int:
         """Bytes at most in use since the last `reset_peak_memory` (on a CPU: by the process,
-        since it began)."""
+        and on macOS since it began)."""
 
     def reset_peak_memory(self) -> None: ...
 
@@ -191,8 +191,7 @@ class Backend(Protocol):
 
 def available_backends() -> list[str]:
     """The backends whose framework is installed here, preferred one first."""
-    packages = {"mlx": "mlx", "torch": "torch"}
-    return [name for name in BACKENDS if importlib.util.find_spec(packages[name])]
+    return [name for name in BACKENDS if importlib.util.find_spec(name)]
 
 
 def load_backend(name: str | None = None, device: str | None = None) -> Backend:
@@ -238,13 +237,19 @@ def settings_from(values: Mapping[str, Any]) -> OptimizerSettings:
     return OptimizerSettings(**{k: v for k, v in values.items() if k in names})
 
 
-def check_state(own: Mapping[str, np.ndarray], state: Mapping[str, np.ndarray]) -> None:
-    """Raise `UserError` unless `state` has the names and shapes of a trainer's `own` state."""
+def fitting_state(own: Mapping[str, np.ndarray], state: Mapping[str, np.ndarray]) -> Arrays:
+    """`state` for a trainer whose present state is `own`: the same names and shapes, or
+    `UserError`. A loss scale is float16's alone: one too many is left out, a missing one is new.
+    """
+    scale = {name: value for name, value in own.items() if name.startswith("loss_scale")}
+    state = {**scale, **{name: value for name, value in state.items()
+                         if name in own or not name.startswith("loss_scale")}}
     for name in sorted(own.keys() ^ state.keys()):
         problem = "lacks" if name in own else "holds an unknown"
         raise UserError(f"the optimizer state does not fit: it {problem} {name!r}; "
-                        "resume with the optimizer and dtype that wrote it")
+                        "resume with the optimizer that wrote it")
     for name, value in own.items():
         if state[name].shape != value.shape:
             raise UserError(f"the optimizer state does not fit: {name} is {state[name].shape}, "
                             f"the model's is {value.shape}")
+    return {name: state[name] for name in own}

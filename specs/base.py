@@ -156,7 +156,7 @@ def parse_field(text: str) -> tuple[str, Any]:
 def did_you_mean(word: str, known: list[str]) -> str:
     """The end of an error message: the closest known word, then all of them."""
     close = difflib.get_close_matches(word, known, 1)
-    return (f"; did you mean {close[0]!r}?" if close else ";") + f" It has: {', '.join(known)}"
+    return (f"; did you mean {close[0]!r}?" if close else ".") + f" It has: {', '.join(known)}"
 
 
 def _coerce(name: str, value: Any, hint: Any) -> Any:

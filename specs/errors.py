@@ -22,10 +22,17 @@ def main_exit(main: Callable[[], int | None]) -> None:
         sys.stderr.close()
         code = 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        name = error.filename or "a file"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            print(f"error: no room to write {name}: free some space, then run the same command "
+                  "again; nothing half-written was kept", file=sys.stderr)
+        elif error.filename:
+            print(f"error: {name}: {error.strerror}", file=sys.stderr)
+        else:
             raise
-        print(f"error: no room to write {error.filename or 'a file'}: free some space, then "
-              "run the same command again; nothing half-written was kept", file=sys.stderr)
+        code = 2
+    except MemoryError as error:
+        print(f"error: not enough memory: {str(error) or 'choose smaller sizes'}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -6,7 +6,7 @@ import torch
 
 from specs.backend import Batch, OptimizerSettings, load_strictly
 from specs.errors import UserError
-from specs.machine import best_rate, chip, process_peak
+from specs.machine import best_rate, chip, process_peak, reset_process_peak
 from torch_models.decoder import Decoder
 from torch_models.loss import cross_entropy
 from torch_models.trace import pullback, replay, trace
@@ -96,6 +96,7 @@ class Backend:
     def reset_peak_memory(self):
         if self.device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats(self.device)
+        reset_process_peak()
 
     def matmul_rate(self, dtype="float32"):
         size = 4096 if self.device != "cpu" else 1024

@@ -1,9 +1,11 @@
 """Training steps without waiting: accumulation, clipping, loss scaling, the optimizer."""
 
+import sys
+
 import numpy as np
 import torch
 
-from specs.backend import Progress, check_state
+from specs.backend import Progress, fitting_state
 from torch_models.loss import cross_entropy, right_guesses
 from torch_models.optim import Optimizer
 
@@ -17,6 +19,18 @@ def tensors(batch, device):
             torch.tensor(batch.targets, device=device, dtype=torch.long), key)
 
 
+def can_compile():
+    """Whether torch.compile works here: on a CPU it needs a C++ compiler."""
+    from torch._dynamo.exc import BackendCompilerFailed  # 70 MB that few need
+
+    try:
+        torch.compile(torch.sin)(torch.ones(1))
+    except BackendCompilerFailed as error:
+        print(f"going on without --compile: {str(error).splitlines()[0]}", file=sys.stderr)
+        return False
+    return True
+
+
 class Trainer:
     """See specs.backend.Trainer."""
 
@@ -28,7 +42,7 @@ class Trainer:
         self.loss_scale = torch.tensor(2.0**16 if self.scaled else 1.0, device=device)
         self.good_steps = torch.tensor(0, device=device)
         self.losses, self.grad_norms = [], []
-        if compile:
+        if compile and can_compile():
             for layer in model.layers:
                 layer.compile()
 
@@ -86,9 +100,8 @@ class Trainer:
         return state | {"step": state["step"].astype(np.int64)}
 
     def load_state(self, state):
-        own = self.state()
-        check_state(own, state)
-        state = {name: torch.tensor(state[name], device=self.device) for name in own}
+        state = {name: torch.tensor(value, device=self.device)
+                 for name, value in fitting_state(self.state(), state).items()}
         self.optimizer.load_state(state)
         if self.scaled:
             self.loss_scale, self.good_steps = state["loss_scale"], state["loss_scale.good_steps"]

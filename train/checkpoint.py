@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, deserialize
+from safetensors.numpy import save_file
 
 from specs.backend import Arrays
 from specs.errors import UserError
@@ -25,6 +25,8 @@ from train.files import new_folder, sha256, write_json
 
 FORMAT = 1
 FILES = ("model.safetensors", "optimizer.safetensors")
+_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64,
+           "I32": np.int32, "U8": np.uint8, "BOOL": np.bool_}
 
 
 @dataclass(frozen=True)
@@ -53,14 +55,17 @@ def steps(run: Path) -> list[int]:
     return sorted(int(match[1]) for match in matches if match)
 
 
-def save(run: Path, state: TrainState, weights: Arrays, optimizer: Arrays, backend: str) -> Path:
+def save(run: Path, state: TrainState, weights: Arrays, optimizer: Arrays,
+         versions: dict[str, str]) -> Path:
     """Write one checkpoint; nothing is left behind if it fails (a full disk, say)."""
     path = folder(run, state.step)
+    if path.exists():  # of the same step, as a run that stops right after saving makes it
+        shutil.rmtree(path)
     with new_folder(path) as aside:
         for name, arrays in zip(FILES, (weights, optimizer), strict=True):
             contiguous = {key: np.asarray(array, order="C") for key, array in arrays.items()}
             save_file(contiguous, aside / name, metadata={"format": "np"})
-        content = {"format": FORMAT, **asdict(state), "backend": backend,
+        content = {"format": FORMAT, **asdict(state), "versions": versions,
                    "sha256": {name: sha256(aside / name) for name in FILES}}
         write_json(aside / "state.json", {**content, "own_sha256": digest(content)})
     return path
@@ -106,31 +111,57 @@ def load(path: Path, parts: tuple[str, ...] = FILES) -> tuple[TrainState, list[A
 
 
 def load_arrays(file: Path) -> Arrays:
-    """A safetensors file as numpy arrays; half precision becomes float32."""
+    """A safetensors file as numpy arrays; bfloat16, which numpy lacks, becomes float32."""
     try:
-        arrays: Mapping[str, np.ndarray] = load_file(file)
-    except (SafetensorError, OSError, TypeError) as error:
+        found = deserialize(file.read_bytes())
+        return {name: _array(**tensor) for name, tensor in found}
+    except (SafetensorError, TypeError, KeyError) as error:
         raise UserError(f"{file} is no safetensors file that can be read: {error}") from None
-    return dict(arrays)
 
 
-def load_last(run: Path) -> tuple[TrainState, list[Arrays], list[str]]:
+def _array(dtype: str, shape: list[int], data: bytes) -> np.ndarray:
+    if dtype == "BF16":  # the upper half of a float32
+        return (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(
+            shape)
+    return np.frombuffer(data, _DTYPES[dtype]).reshape(shape)
+
+
+def load_last(run: Path, parts: tuple[str, ...] = FILES,
+              ) -> tuple[TrainState, list[Arrays], list[str]]:
     """The last checkpoint that is whole, and a remark on each later one that is not."""
     remarks = []
     for step in reversed(steps(run)):
         try:
-            state, arrays = load(folder(run, step))
+            state, arrays = load(folder(run, step), parts)
         except UserError as error:
             remarks.append(f"{error}; going back to an earlier checkpoint")
             continue
         return state, arrays, remarks
     raise UserError(remarks[0].partition(";")[0] + ", and no earlier checkpoint is whole"
-                    if remarks else f"{run} has no checkpoint yet: start it again without --resume "
-                                    "under another --name")
+                    if remarks else f"{run} has no checkpoint")
+
+
+def set_aside(run: Path, step: int) -> None:
+    """Rename the checkpoints after `step`, which a run resumed from there leaves behind."""
+    for later in steps(run):
+        if later > step:
+            path = folder(run, later)
+            number = len(list(run.glob(f"{path.name}.damaged*")))
+            path.rename(path.with_name(f"{path.name}.damaged{number or ''}"))
+
+
+def best_loss(run: Path) -> float:
+    """The lowest validation loss of any checkpoint; infinite without one."""
+    return min(_losses(run).values(), default=math.inf)
 
 
 def best_step(run: Path) -> int | None:
     """The step of the checkpoint with the lowest validation loss."""
+    losses = _losses(run)
+    return min(losses, key=losses.__getitem__) if losses else None
+
+
+def _losses(run: Path) -> dict[int, float]:
     losses = {}
     for step in steps(run):
         try:
@@ -139,7 +170,7 @@ def best_step(run: Path) -> int | None:
             continue
         if loss is not None:
             losses[step] = loss
-    return min(losses, key=losses.__getitem__) if losses else None
+    return losses
 
 
 def prune(run: Path, keep: int) -> None:

@@ -152,17 +152,20 @@ def require_length(corpus: Corpus, block_size: int) -> None:
 
 
 def store(corpus: Corpus, run_folder: Path) -> None:
-    """Keep the corpus of a run: in `run_folder`/corpus up to 64 MB, beyond that in the cache.
+    """Keep the corpus of a run: in the cache, and up to 64 MB in `run_folder`/corpus as well.
 
-    Raises `UserError` if the cache cannot be written.
+    Raises `UserError` if the cache is the only place and cannot be written.
     """
-    if corpus.train.nbytes + corpus.val.nbytes <= CARRIED_BYTES:
-        corpus.save(run_folder / "corpus")
-        return
     folder = _cache() / corpus.fingerprint
+    carried = corpus.train.nbytes + corpus.val.nbytes <= CARRIED_BYTES
+    if carried:
+        corpus.save(run_folder / "corpus")
     try:
-        corpus.save(folder)
+        if not (folder / _FILE).exists():
+            corpus.save(folder)
     except OSError as error:
+        if carried:
+            return
         raise UserError(f"the corpus cannot be kept in {folder} ({error.strerror}): make room, or "
                         "set DIPTYCH_CACHE to another folder") from None
 
@@ -184,8 +187,9 @@ def find(run_folder: Path, fingerprint: str, hint: str) -> Corpus:
             return corpus
         problems.append(f"{folder} holds another corpus, {corpus.fingerprint}")
     raise UserError(f"the corpus {fingerprint} of {run_folder} cannot be found ("
-                    + "; ".join(problems) + f"): copy the folder {_cache() / fingerprint} from "
-                    f"the machine where the run began, or prepare it again with: {hint}")
+                    + "; ".join(problems) + f"): copy {run_folder / 'corpus'} or "
+                    f"{_cache() / fingerprint} from the machine where the run began, or prepare "
+                    f"it again with: {hint}")
 
 
 def _cache() -> Path:

@@ -22,7 +22,7 @@ TRAINING = ["--arch", "bdh", "--preset", "demo", "--steps", "300", "--batch-size
 
 def main() -> int:
     backends = available_backends()
-    name = free_name("bdh-demo")
+    name = free_name("demo")
     steps = [
         ("Training BDH on the documentation that ships with Python",
          ["train/run.py", "--backend", backends[0], *TRAINING, "--name", name]),

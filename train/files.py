@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -36,7 +37,10 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `path` when the block ends well and vanishes if it fails."""
+    """A folder to fill, which becomes `path` when the block ends well and vanishes if it fails.
+
+    Raises `FileExistsError` if there is something at `path` by then.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -45,9 +49,12 @@ def new_folder(path: Path) -> Iterator[Path]:
         for file in aside.iterdir():
             flush_file(file)
         flush_folder(aside)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(aside, path)
+        try:
+            os.rename(aside, path)
+        except OSError as error:  # ENOTEMPTY, as rename calls it
+            if path.exists():
+                raise FileExistsError(errno.EEXIST, "it exists", str(path)) from error
+            raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     flush_folder(path.parent)

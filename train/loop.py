@@ -48,6 +48,10 @@ class Loop:
         self.logged_at, self.logged_tokens, self.paused = time.monotonic(), self.state.tokens, 0.0
         self.skipped_in_row = 0
         self.interrupted = False
+        self.losses: list[float] = []
+        self.grad_norms: list[float] = []
+        self.loss_scale, self.rate = 1.0, 0.0
+        self.best = checkpoint.best_loss(self.run.path)
         self.peak_rate = self.backend.matmul_rate(self.settings.dtype)  # type: ignore[arg-type]
         self.windows = validation_windows(self.corpus, self.spec.block_size,
                                           self.settings.eval_windows)
@@ -63,12 +67,14 @@ class Loop:
             60 * (self.settings.minutes or 0))
 
     def train(self) -> Ending:
-        """Train to the end of the settings. The last checkpoint is written however it ends."""
+        """Train to the end of the settings. A checkpoint is written however it ends, unless the
+        model has broken: then the last one before stays the last."""
         bounded = self.settings.steps is not None
         done = self.state.step if bounded else self.state.elapsed
-        with Display(self.total, done) as display, self.catch_interrupt(display):
+        with Display(self.total, done) as display, _Interrupt(self, display):
             for step, batches in self.batches():
-                self.trainer.step(batches, learning_rate(self.settings, step, self.elapsed))
+                self.rate = learning_rate(self.settings, step, self.elapsed)
+                self.trainer.step(batches, self.rate)
                 self.state = replace(
                     self.state, step=step + 1, elapsed=self.elapsed, val_loss=None,
                     tokens=self.state.tokens + sum(b.tokens.size for b in batches))
@@ -78,10 +84,11 @@ class Loop:
                     self.log(display)
                 diverged = self.skipped_in_row >= SKIP_LIMIT
                 stop = interrupted or diverged
+                best = False
                 if not stop and (last or self.due(self.settings.eval_every)):
-                    self.evaluate(display)
-                if stop or last or self.due(self.settings.save_every):
-                    self.save()
+                    best = self.evaluate(display)
+                if stop or last or best or self.due(self.settings.save_every):
+                    self.save(display)
                 if stop:
                     return "diverged" if diverged else "interrupted"
                 if last:
@@ -103,31 +110,39 @@ class Loop:
         stop = self.settings.steps if self.settings.steps is not None else sys.maxsize
         yield from enumerate(prefetch(make, first, stop), first)
 
-    def log(self, display: Display) -> None:
+    def read(self) -> list[bool]:
+        """Wait for the steps so far; which of those since the last call were finite."""
         progress = self.trainer.read()
-        now = time.monotonic()
-        seconds = now - self.logged_at - self.paused
-        tokens = self.state.tokens - self.logged_tokens
-        self.logged_at, self.logged_tokens, self.paused = now, self.state.tokens, 0.0
         good = progress.finite
         for ok in good:
             self.skipped_in_row = 0 if ok else self.skipped_in_row + 1
         self.state = replace(self.state, skipped=self.state.skipped + good.count(False))
-        losses = [loss for loss, ok in zip(progress.losses, good, strict=True) if ok]
-        loss = float(np.mean(losses)) if losses else math.nan
+        self.losses += [loss for loss, ok in zip(progress.losses, good, strict=True) if ok]
+        self.grad_norms += [norm for norm, ok in zip(progress.grad_norms, good, strict=True) if ok]
+        self.loss_scale = progress.loss_scale
+        return good
+
+    def log(self, display: Display) -> None:
+        good = self.read()
+        now = time.monotonic()
+        seconds = now - self.logged_at - self.paused
+        tokens = self.state.tokens - self.logged_tokens
+        self.logged_at, self.logged_tokens, self.paused = now, self.state.tokens, 0.0
+        loss = float(np.mean(self.losses)) if self.losses else math.nan
+        norm = float(np.mean(self.grad_norms)) if self.grad_norms else math.nan
+        self.losses, self.grad_norms = [], []
         T = self.settings.block_size(self.state.step - 1, self.spec.block_size)
         rate = tokens / max(seconds, 1e-9)
         row = {
             "step": self.state.step, "tokens": self.state.tokens, "elapsed": self.elapsed,
             "loss": loss, **self.per_byte(loss, self.corpus.train_bytes_per_token),
-            "lr": learning_rate(self.settings, self.state.step - 1, self.elapsed),
-            "grad_norm": progress.grad_norms[-1], "tokens_per_s": rate,
+            "lr": self.rate, "grad_norm": norm, "tokens_per_s": rate,
             "mfu": 3 * self.spec.flops_per_token(T) * rate / self.peak_rate,
             "memory": self.backend.peak_memory(), "skipped": self.state.skipped,
             "backend": self.backend.name,
         }
         if self.settings.dtype == "float16":
-            row["loss_scale"] = progress.loss_scale
+            row["loss_scale"] = self.loss_scale
         metrics.append(self.run.metrics, row)
         self.show(display, row)
         if not all(good):
@@ -140,12 +155,10 @@ class Loop:
             eta = max(self.total - done, 0)
         else:
             done, place = self.state.step, f"step {self.state.step}/{self.settings.steps}"
-            eta = (self.total - done) * self.tokens_per_step / max(row["tokens_per_s"], 1e-9)
+            left = self.settings.tokens_until(
+                self.settings.steps, self.spec.block_size) - self.state.tokens
+            eta = left / max(row["tokens_per_s"], 1e-9)
         display.show(done, place, row, eta)
-
-    @property
-    def tokens_per_step(self) -> int:
-        return self.settings.batch_size * self.spec.block_size
 
     @staticmethod
     def per_byte(loss: float, bytes_per_token: float, prefix: str = "") -> dict[str, float]:
@@ -153,8 +166,9 @@ class Loop:
         return {f"{prefix}bpb": loss / math.log(2) / bytes_per_token,
                 f"{prefix}perplexity": math.exp(min(loss, 700.0))}
 
-    def evaluate(self, display: Display) -> None:
-        """Loss and accuracy on the held-out windows, as one metrics line."""
+    def evaluate(self, display: Display) -> bool:
+        """Loss and accuracy on the held-out windows, as one metrics line; whether it is the lowest
+        loss so far."""
         start = time.monotonic()
         tokens, targets = self.windows
         nats, right = 0.0, 0
@@ -171,32 +185,44 @@ class Loop:
         display.say(f"step {self.state.step}: validation loss {loss:.4f}, "
                     f"{row['val_bpb']:.3f} bits per byte, accuracy {row['val_accuracy']:.1%}")
         self.paused += time.monotonic() - start
+        best, self.best = loss < self.best, min(loss, self.best)
+        return best
 
-    def save(self) -> None:
+    def save(self, display: Display) -> None:
+        """Write a checkpoint, unless the model has broken: what cannot be used must not push out
+        what can."""
         start = time.monotonic()
-        checkpoint.save(self.run.path, self.state, self.backend.weights(self.model),
-                        self.trainer.state(), self.backend.name)
-        checkpoint.prune(self.run.path, self.settings.keep)
+        self.read()
+        tokens, targets = (part[: self.micro_batch] for part in self.windows)
+        if self.state.val_loss is None and not math.isfinite(
+                self.trainer.evaluate(tokens, targets)[0]):
+            display.say(f"step {self.state.step}: not saved, the loss of these weights is not "
+                        "finite")
+        else:
+            checkpoint.save(self.run.path, self.state, self.backend.weights(self.model),
+                            self.trainer.state(), self.backend.versions())
+            checkpoint.prune(self.run.path, self.settings.keep)
         self.paused += time.monotonic() - start
-
-    def catch_interrupt(self, display: Display) -> _Interrupt:
-        return _Interrupt(self, display)
 
 
 class _Interrupt:
-    """The first Ctrl-C ends the run after the step in hand; the second one leaves at once."""
+    """The first Ctrl-C (or SIGTERM) ends the run after the step in hand; the second one leaves at
+    once."""
 
     def __init__(self, loop: Loop, display: Display):
         self.loop, self.display = loop, display
 
     def __enter__(self) -> None:
-        self.before = signal.signal(signal.SIGINT, self.handle)
+        self.before = [(number, signal.signal(number, self.handle))
+                       for number in (signal.SIGINT, signal.SIGTERM)]
 
     def __exit__(self, *error: object) -> None:
-        signal.signal(signal.SIGINT, self.before)
+        for number, handler in self.before:
+            signal.signal(number, handler)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         if self.loop.interrupted:
+            self.display.console.show_cursor(True)
             os._exit(130)
         self.loop.interrupted = True
         self.display.say("stopping after this step; press Ctrl-C again to leave at once")

@@ -12,22 +12,26 @@ def micro_batch_for(memory: int, backend: Backend, trainer: Trainer,
                     make_rows: Callable[[int], Batch], batch_size: int) -> int:
     """Rows whose training step stays below `memory` bytes, at most `batch_size`.
 
-    Steps of one and of two rows at rate 0 change no weight; what they moved in the optimizer is
-    put back. Peak memory is taken as a straight line through the two. Raises `UserError` if not
-    even one row fits.
+    Steps at rate 0 change no weight; what they moved in the optimizer is put back. Peak memory is
+    taken as a straight line through one row and four, and the rows that it promises are tried,
+    half as many where they take more. Raises `UserError` if not even one row fits.
     """
     before = trainer.state()
-    peaks = []
-    for rows in (1, 2):
+
+    def peak(rows: int) -> int:
         backend.reset_peak_memory()
-        batch = make_rows(rows)
-        trainer.step([batch, batch], 0.0)
+        trainer.step([make_rows(rows)] * (1 if rows == batch_size else 2), 0.0)
         trainer.read()
-        peaks.append(backend.peak_memory())
-    trainer.load_state(before)
-    if peaks[0] > memory:
-        raise UserError(f"one row takes {peaks[0] / 2**30:.2f} GB, more than --memory "
-                        f"{memory / 2**30:.2f}GB: allow more, or use --recompute or a smaller "
+        return backend.peak_memory()
+
+    one, few = peak(1), min(4, batch_size)
+    if one > memory:
+        raise UserError(f"one row takes {one / 2**20:,.0f} MB, more than --memory "
+                        f"{memory / 2**20:,.0f}MB: allow more, or use --recompute or a smaller "
                         "--block-size")
-    per_row = max(peaks[1] - peaks[0], 1)
-    return max(1, min(batch_size, 1 + (memory - peaks[0]) // per_row))
+    per_row = max((peak(few) - one) // max(few - 1, 1), 1)
+    rows = max(1, min(batch_size, 1 + (memory - one) // per_row))
+    while rows > 1 and peak(rows) > memory:
+        rows //= 2
+    trainer.load_state(before)
+    return rows

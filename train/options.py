@@ -10,6 +10,7 @@ from typing import Any
 from specs import Spec, UserError, architectures, spec_type
 from specs.backend import BACKENDS
 from specs.base import parse_field
+from train.rundir import RunDir
 from train.schedule import SCHEDULES
 from train.settings import Settings
 
@@ -21,6 +22,8 @@ EXAMPLES = """examples:
   python train/run.py --arch bdh --data roneneldan/TinyStories --stream --data-tokens 20M
   python train/run.py --resume bdh-demo --backend torch --steps 2000
 """
+
+DEFAULT_STEPS = 300
 
 # What may be changed when a run goes on: nothing here alters the batches or the model.
 RESUMABLE = {"steps", "minutes", "lr", "min_lr", "grad_clip", "micro_batch", "memory", "dtype",
@@ -70,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
     option(data, "--tokenizer", "bytes, bpe:SIZE (trained on the training part), or a "
            "tokenizer.json")
 
-    length = made.add_argument_group("length (default: 300 steps)")
+    length = made.add_argument_group(f"length (default: {DEFAULT_STEPS} steps)")
     option(length, "--steps", "optimizer updates", type=int)
     length.add_argument("--tokens", type=_count, help="tokens to see, such as 5M; becomes steps")
     option(length, "--minutes", "stop by the clock; the schedule follows it", type=float)
@@ -88,7 +91,8 @@ def parser() -> argparse.ArgumentParser:
            choices=("adamw", "muon"))
     option(optimizer, "--lr", "peak learning rate", type=float)
     option(optimizer, "--schedule", "after the warm-up", choices=SCHEDULES)
-    option(optimizer, "--warmup", "updates of linear warm-up", type=int)
+    option(optimizer, "--warmup", "updates of linear warm-up (default: 50, or a tenth of a short "
+           "run)", type=int)
     option(optimizer, "--min-lr", "last rate as a share of the peak", type=float)
     option(optimizer, "--weight-decay", "decoupled, on matrices only", type=float)
     option(optimizer, "--grad-clip", "largest gradient norm, 0 for none", type=float)
@@ -117,55 +121,66 @@ def given_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def new_spec(args: argparse.Namespace, vocab_size: int) -> tuple[Spec, str]:
-    """The spec asked for and the name of its preset; the vocabulary is the tokenizer's."""
+    """The spec asked for and the name of its preset; the vocabulary is the tokenizer's, the
+    window by default that of the curriculum's end."""
     kind = spec_type(args.arch)
     preset = args.preset or "demo"
     fields = {"vocab_size": vocab_size, **dict(map(parse_field, args.set))}
+    last = args.seq_curriculum[1] if "seq_curriculum" in args else None
+    if last is not None:
+        fields["block_size"] = last
     if "block_size" in args:
         fields["block_size"] = args.block_size
     spec = kind.preset(preset, **fields)
     if spec.vocab_size < vocab_size:
         raise UserError(f"vocab_size = {spec.vocab_size} is too small for the tokenizer, which "
                         f"has {vocab_size}")
+    if last is not None and spec.block_size != last:
+        raise UserError(f"--seq-curriculum ends at {last}, the window has {spec.block_size} "
+                        "tokens: leave --block-size out, or make them equal")
     return spec, preset
 
 
-def new_settings(args: argparse.Namespace, block_size: int) -> Settings:
-    """Settings of a new run."""
-    given = given_settings(args)
+def one_bound(args: argparse.Namespace) -> str | None:
+    """Which of --steps, --tokens and --minutes was given; `UserError` for two of them."""
     bounds = [name for name in ("steps", "tokens", "minutes") if name in args]
     if len(bounds) > 1:
         raise UserError(f"--{bounds[0]} and --{bounds[1]} both bound the run: give one of them")
-    if "tokens" in args:
-        given["steps"] = -(-args.tokens // (given.get("batch_size", Settings.batch_size)
-                                            * block_size))
-    if not bounds:
-        given["steps"] = 300
-    if "seq_curriculum" in given and "minutes" in given:
+    if bounds == ["minutes"] and "seq_curriculum" in args:
         raise UserError("--seq-curriculum goes by steps: give --steps or --tokens, not --minutes")
-    return Settings(**given)
+    return bounds[0] if bounds else None
 
 
-def resumed_settings(args: argparse.Namespace, settings: Settings, block_size: int) -> Settings:
+def new_settings(args: argparse.Namespace) -> Settings:
+    """Settings of a new run; --tokens becomes steps by `with_tokens`, once the spec is known."""
+    bound = one_bound(args)
+    steps = {} if bound in ("steps", "minutes") else {"steps": DEFAULT_STEPS}
+    return Settings(**{**steps, **given_settings(args)})
+
+
+def with_tokens(args: argparse.Namespace, settings: Settings, block_size: int) -> Settings:
+    return settings.for_tokens(args.tokens, block_size) if "tokens" in args else settings
+
+
+def resumed_settings(args: argparse.Namespace, run: RunDir) -> Settings:
     """Settings of a run that goes on. Raises `UserError` for what would make it another run."""
-    given = given_settings(args)
-    if "tokens" in args:
-        given["steps"] = -(-args.tokens // (settings.batch_size * block_size))
+    one_bound(args)
+    given, settings = given_settings(args), run.settings
     fixed = sorted(name for name, value in given.items()
                    if name not in RESUMABLE and value != getattr(settings, name))
-    fixed += [name for name in ("arch", "preset", "name") if getattr(args, name)]
-    fixed += ["set"] if args.set else []
-    fixed += ["block_size"] if "block_size" in args else []
+    fixed += [name for name in ("arch", "preset")
+              if getattr(args, name) not in (None, run.config[name])]
+    fixed += [name for name in ("name", "set", "block_size") if getattr(args, name, None)]
     if fixed:
         option = "--" + fixed[0].replace("_", "-")
         raise UserError(f"{option} cannot change when a run goes on: leave it out, or start "
                         "another run")
-    for bound, other in (("steps", "minutes"), ("minutes", "steps")):
-        if bound in given and getattr(settings, other) is not None:
+    for bound, other in (("steps", "minutes"), ("minutes", "steps"), ("tokens", "minutes")):
+        if bound in args and getattr(settings, other) is not None:
             raise UserError(f"this run is bounded by --{other}: give a larger --{other}")
     if "memory" in given:
         given.setdefault("micro_batch", None)
-    return dataclasses.replace(settings, **given)
+    return with_tokens(args, dataclasses.replace(settings, **given), run.spec.block_size)
 
 
 def _number(text: str, units: dict[str, int], what: str) -> int:

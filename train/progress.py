@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from types import TracebackType
 from typing import Any
@@ -51,9 +52,12 @@ class Display:
         self.bar.update(self.task, completed=done, place=place, **texts)
         if not self.live:
             minutes, seconds = divmod(round(eta), 60)
-            line = "  ".join([place, *texts.values(), f"ETA {minutes}:{seconds:02d}"])
-            print(line, file=sys.stderr, flush=True)
+            self.say("  ".join([place, *texts.values(), f"ETA {minutes}:{seconds:02d}"]))
 
     def say(self, text: str) -> None:
-        """A remark that stays above the bar."""
-        self.bar.console.print(text, highlight=False, soft_wrap=True)
+        """A remark that stays above the bar. Nobody reading any more is no reason to stop."""
+        with contextlib.suppress(BrokenPipeError):
+            if self.live:
+                self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+            else:
+                print(text, file=sys.stderr, flush=True)

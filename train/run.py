@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 
 from specs import Spec, UserError, init_weights, main_exit
-from specs.backend import Arrays, Backend, load_backend, load_strictly, settings_from
+from specs.backend import (
+    Arrays,
+    Backend,
+    Model,
+    Trainer,
+    load_backend,
+    load_strictly,
+    settings_from,
+)
 from train import checkpoint, metrics, plots
 from train.batches import batch
 from train.checkpoint import TrainState
 from train.data import Corpus, find, prepare, require_length, store
 from train.loop import Loop
 from train.memory import micro_batch_for
-from train.options import new_settings, new_spec, parser, resumed_settings
+from train.options import (
+    DEFAULT_STEPS,
+    new_settings,
+    new_spec,
+    parser,
+    resumed_settings,
+    with_tokens,
+)
 from train.rundir import RunDir
 from train.settings import Settings
 
@@ -33,86 +50,97 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def start(args: argparse.Namespace, backend: Backend, locks: ExitStack) -> Loop:
-    """A new run, written down before its first step."""
-    given = new_settings(args, block_size=1)  # checked before any text is read
+    """A new run, written down with its first checkpoint once all is known to fit."""
+    settings = new_settings(args)
     corpus, tokenizer = prepare(
-        given.data, given.tokenizer, max_tokens=given.data_tokens, config=given.data_config,
-        split=given.data_split, text_column=given.text_column, streaming=given.stream)
+        settings.data, settings.tokenizer, max_tokens=settings.data_tokens,
+        config=settings.data_config, split=settings.data_split,
+        text_column=settings.text_column, streaming=settings.stream)
     spec, preset = new_spec(args, tokenizer.vocab_size)
-    settings = new_settings(args, spec.block_size)
-    require_length(corpus, longest(spec, settings))
+    settings = with_tokens(args, settings, spec.block_size)
+    require_length(corpus, spec.block_size)
     weights = init_weights(spec, settings.seed)
     if settings.init:
         source = load_strictly(spec, checkpoint.load_arrays(Path(settings.init)), settings.init)
         weights = {name: array.astype("float32") for name, array in source.items()}
+    model, trainer = make_trainer(spec, settings, backend, weights)
+    micro_batch = choose_micro_batch(spec, settings, corpus, backend, trainer)
     run = RunDir.create(args.name, spec, settings, preset, tokenizer, described(corpus),
                         backend.versions())
-    store(corpus, run.path)
     locks.enter_context(run.lock())
+    store(corpus, run.path)
+    checkpoint.save(run.path, TrainState(), weights, trainer.state(), backend.versions())
     say(f"{run.path}: {spec.arch} {preset}, {spec.param_count():,} parameters, {backend.name} on "
         f"{backend.device}; {len(corpus.train):,} tokens of {corpus.source}")
-    return make_loop(run, spec, settings, corpus, backend, weights, {}, TrainState())
+    return Loop(run, spec, settings, corpus, backend, model, trainer, TrainState(), micro_batch)
 
 
 def resume(args: argparse.Namespace, backend: Backend, locks: ExitStack) -> Loop:
-    """A run from its last whole checkpoint."""
+    """A run from its last whole checkpoint; nothing of it changes before all is known to fit."""
     run = RunDir.open(args.resume)
     locks.enter_context(run.lock())
-    spec = run.spec
-    settings = resumed_settings(args, run.settings, spec.block_size)
+    spec, settings = run.spec, resumed_settings(args, run)
     state, (weights, optimizer), remarks = checkpoint.load_last(run.path)
     for remark in remarks:
         say(remark)
     if settings.steps is not None and state.step >= settings.steps:
         raise UserError(f"{run.name} has done its {settings.steps} steps: give more with "
-                        f"--steps {2 * settings.steps}")
+                        f"--steps {2 * settings.steps or DEFAULT_STEPS}")
     if settings.minutes is not None and state.elapsed >= 60 * settings.minutes:
         raise UserError(f"{run.name} has had its {settings.minutes:g} minutes: give more with "
                         f"--minutes {2 * settings.minutes:g}")
     corpus = find(run.path, run.config["corpus"]["fingerprint"], recipe(run))
+    model, trainer = make_trainer(spec, settings, backend, weights)
+    trainer.load_state(optimizer)
+    micro_batch = choose_micro_batch(spec, settings, corpus, backend, trainer)
     if settings != run.settings:
         run.set_settings(settings)
     metrics.cut(run.metrics, state.step)
+    checkpoint.set_aside(run.path, state.step)
     say(f"{run.path}: going on at step {state.step}, {backend.name} on {backend.device}")
-    return make_loop(run, spec, settings, corpus, backend, weights, optimizer, state)
-
-
-def make_loop(run: RunDir, spec: Spec, settings: Settings, corpus: Corpus, backend: Backend,
-              weights: Arrays, optimizer: Arrays, state: TrainState) -> Loop:
-    model = backend.build(spec, weights, settings.dtype, settings.recompute)  # type: ignore
-    trainer = backend.trainer(model, settings_from(settings.to_dict()), settings.compile)
-    if optimizer:
-        trainer.load_state(optimizer)
-    micro_batch = settings.micro_batch or settings.batch_size
-    if settings.memory and settings.micro_batch is None:
-        T = longest(spec, settings)
-        micro_batch = micro_batch_for(
-            settings.memory, backend, trainer,
-            lambda rows: batch(corpus, settings.seed, 0, rows, T, spec.dropout > 0),
-            settings.batch_size)
-        say(f"micro-batches of {micro_batch} rows keep below {settings.memory / 2**30:g} GB")
     return Loop(run, spec, settings, corpus, backend, model, trainer, state, micro_batch)
+
+
+def make_trainer(spec: Spec, settings: Settings, backend: Backend,
+                 weights: Arrays) -> tuple[Model, Trainer]:
+    model = backend.build(spec, weights, settings.dtype, settings.recompute)  # type: ignore
+    return model, backend.trainer(model, settings_from(settings.to_dict()), settings.compile)
+
+
+def choose_micro_batch(spec: Spec, settings: Settings, corpus: Corpus, backend: Backend,
+                       trainer: Trainer) -> int:
+    """Windows at once: as given, what --memory allows, or all."""
+    if settings.memory is None or settings.micro_batch is not None:
+        return settings.micro_batch or settings.batch_size
+    rows = micro_batch_for(
+        settings.memory, backend, trainer,
+        lambda rows: batch(corpus, settings.seed, 0, rows, spec.block_size, spec.dropout > 0),
+        settings.batch_size)
+    say(f"micro-batches of {rows} rows keep below {settings.memory / 2**30:g} GB")
+    return rows
 
 
 def report(loop: Loop, ending: str, pictures: str) -> int:
     """The last lines of a run, and its exit code."""
     name, step = loop.run.name, loop.state.step
-    again = f"python train/run.py --resume {name}"
+    again = f"python {shown('train/run.py')} --resume {name}"
     if ending == "interrupted":
-        say(f"saved at step {step}; go on with: {again}")
+        say(f"saved at step {loop.run.steps()[-1]}; go on with: {again}")
         return 130
     if ending == "diverged":
-        say(f"error: {loop.skipped_in_row} updates in a row were not finite; the weights before "
-            f"them are saved at step {step}. Try: {again} --lr {loop.settings.lr / 3:.1e}"
-            + (", or --dtype bfloat16" if loop.settings.dtype == "float16" else ""))
+        say(f"error: {loop.skipped_in_row} updates in a row were not finite; the last good "
+            f"checkpoint is that of step {loop.run.steps()[-1]}. Try: {again} --lr "
+            f"{loop.settings.lr / 3:.1e}"
+            + (" --dtype bfloat16" if loop.settings.dtype == "float16" else ""))
         return 1
     say(f"done: {step} steps in {loop.elapsed:.0f} s, {loop.run.path}{pictures}")
-    say(f"generate:  python generate/run.py --run {name} --prompt 'The '")
+    say(f"generate:  python {shown('generate/run.py')} --run {name} --prompt 'The '")
     return 0
 
 
-def longest(spec: Spec, settings: Settings) -> int:
-    return max(spec.block_size, *(settings.seq_curriculum or (0,)))
+def shown(script: str) -> str:
+    """The path of a command as it is to be typed in the current folder."""
+    return os.path.relpath(Path(__file__).parent.parent / script)
 
 
 def described(corpus: Corpus) -> dict[str, object]:
@@ -122,11 +150,13 @@ def described(corpus: Corpus) -> dict[str, object]:
 
 
 def recipe(run: RunDir) -> str:
-    """The command that prepares the corpus of a run again."""
-    options = {"data": run.settings.data, "tokenizer": run.settings.tokenizer,
-               "data-config": run.settings.data_config, "data-tokens": run.settings.data_tokens}
-    words = [f"--{name} {value}" for name, value in options.items() if value is not None]
-    return f"python train/run.py --arch {run.config['arch']} --steps 0 {' '.join(words)}"
+    """The command that prepares the corpus of a run again, and leaves it in the cache."""
+    words = ["python", shown("train/run.py"), "--arch", run.config["arch"], "--steps", "0"]
+    for name in ("data", "tokenizer", "data_config", "data_split", "data_tokens", "text_column"):
+        value = getattr(run.settings, name)
+        if value is not None and value != getattr(Settings, name):
+            words += ["--" + name.replace("_", "-"), str(value)]
+    return shlex.join(words + (["--stream"] if run.settings.stream else []))
 
 
 def say(text: str) -> None:

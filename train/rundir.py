@@ -10,6 +10,7 @@ import fcntl
 import json
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,12 +39,14 @@ class RunDir:
 
     @property
     def name(self) -> str:
-        return self.path.name
+        """What `open` finds this run by: its name under runs/, elsewhere its path."""
+        inside = self.path.resolve().parent == RUNS.resolve()
+        return self.path.name if inside else str(self.path)
 
     @classmethod
     def open(cls, name: str | Path) -> RunDir:
         """The run of this name under runs/, or at this path."""
-        for path in (Path(name), RUNS / name):
+        for path in (Path(name).resolve(), RUNS / name):
             if (path / "config.json").is_file():
                 return cls(path)
         known = sorted(path.parent.name for path in RUNS.glob("*/config.json"))
@@ -55,18 +58,21 @@ class RunDir:
     def create(cls, name: str | None, spec: Spec, settings: Settings, preset: str,
                tokenizer: Tokenizer, corpus: dict[str, Any], versions: dict[str, str]) -> RunDir:
         """A new run directory; None: named after the architecture and preset, and numbered."""
+        if name is not None and not re.fullmatch(r"\w[\w.-]{0,99}", name):
+            raise UserError(f"--name {name!r} must be at most 100 letters, digits, '-', '_' and "
+                            "'.', and begin with a letter or digit")
         path = RUNS / (name or free_name(f"{spec.arch}-{preset}"))
-        if not re.fullmatch(r"[\w.-]+", path.name) or (name or "").startswith("."):
-            raise UserError(f"--name {name!r} must be made of letters, digits, '-', '_' and '.'")
-        if path.exists():
+        try:
+            with new_folder(path) as aside:
+                write_text(aside / "tokenizer.json", tokenizer.to_json())
+                write_json(aside / "config.json", {
+                    "format": FORMAT, "arch": spec.arch, "preset": preset,
+                    "spec": spec.to_dict(), "settings": settings.to_dict(), "corpus": corpus,
+                    "versions": versions, "commit": _git_commit(),
+                    "created": time.strftime("%Y-%m-%d %H:%M:%S")})
+        except FileExistsError:
             raise UserError(f"{path} exists: go on with it by --resume {path.name}, or choose "
-                            "another --name")
-        with new_folder(path) as aside:
-            write_text(aside / "tokenizer.json", tokenizer.to_json())
-            write_json(aside / "config.json", {
-                "format": FORMAT, "arch": spec.arch, "preset": preset, "spec": spec.to_dict(),
-                "settings": settings.to_dict(), "corpus": corpus, "versions": versions,
-                "commit": _git_commit(), "created": time.strftime("%Y-%m-%d %H:%M:%S")})
+                            "another --name") from None
         return cls(path)
 
     @property
@@ -76,9 +82,9 @@ class RunDir:
             config = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
             raise UserError(f"{file} is damaged: it is not JSON") from None
-        if config.get("format") != FORMAT:
-            raise UserError(f"{file} has format {config.get('format')!r}, this version reads "
-                            f"{FORMAT}: the run was made by another version of Diptych")
+        if not isinstance(config, dict) or config.get("format") != FORMAT:
+            raise UserError(f"{file} is not of format {FORMAT}, which this version reads: it is "
+                            "damaged, or was made by another version of Diptych")
         return config
 
     @property
@@ -106,7 +112,9 @@ class RunDir:
     def weights(self, step: int | None = None) -> Arrays:
         """Weights at `step`, or of the last whole checkpoint; checked against their sha256."""
         if step is None:
-            _, (weights, _), _ = checkpoint.load_last(self.path)
+            state, (weights,), remarks = checkpoint.load_last(self.path, checkpoint.FILES[:1])
+            for remark in remarks:
+                print(f"{remark}, step {state.step}", file=sys.stderr)
             return weights
         if step not in self.steps():
             raise UserError(f"{self.name} has no checkpoint at step {step}; it has: "

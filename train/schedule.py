@@ -14,14 +14,15 @@ def learning_rate(settings: Settings, step: int, elapsed: float = 0.0) -> float:
     """The rate of optimizer update `step` (from 0), `elapsed` seconds after the run began.
 
     Counts updates, not micro-batches. A run bounded by --minutes goes by the clock instead.
-    The last update of "cosine" and "wsd" is made at min_lr·lr.
+    The last update of "cosine" and "wsd" is made at min_lr·lr, unless the warm-up is longer.
     """
-    if step < settings.warmup:
-        return settings.lr * (step + 1) / settings.warmup
+    warmup = settings.warmup_steps
+    if step < warmup:
+        return settings.lr * (step + 1) / warmup
     if settings.steps is None:
         done = elapsed / (60 * (settings.minutes or math.inf))
     else:
-        done = (step - settings.warmup) / max(settings.steps - 1 - settings.warmup, 1)
+        done = (step - warmup) / max(settings.steps - 1 - warmup, 1)
     done = min(done, 1.0)
     if settings.schedule == "cosine":
         height = 0.5 * (1 + math.cos(math.pi * done))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from specs.errors import UserError
@@ -33,7 +35,7 @@ class Settings:
     optimizer: str = "adamw"
     lr: float = 2e-3
     schedule: str = "cosine"
-    warmup: int = 50
+    warmup: int | None = None
     min_lr: float = 0.1
     weight_decay: float = 0.1
     grad_clip: float = 1.0
@@ -57,9 +59,9 @@ class Settings:
                          "at least 1")
         for name in ("lr", "minutes"):
             value = getattr(self, name)
-            self.require(name, value is None or value > 0, "positive")
+            self.require(name, value is None or 0 < value < math.inf, "positive")
         for name in ("warmup", "weight_decay", "grad_clip"):
-            self.require(name, getattr(self, name) >= 0, "0 or more")
+            self.require(name, 0 <= (getattr(self, name) or 0) < math.inf, "0 or more")
         self.require("min_lr", 0 <= self.min_lr <= 1, "a share of the peak rate, 0 to 1")
         self.require("micro_batch", (self.micro_batch or 1) <= self.batch_size,
                      f"at most the batch size, {self.batch_size}")
@@ -72,6 +74,26 @@ class Settings:
         if not good:
             option = "--" + name.replace("_", "-")
             raise UserError(f"{option} {getattr(self, name)} must be {wanted}")
+
+    @property
+    def warmup_steps(self) -> int:
+        """Updates of linear warm-up: by default 50, or a tenth of a short run."""
+        if self.warmup is not None:
+            return self.warmup
+        return 50 if self.steps is None else min(50, self.steps // 10)
+
+    def for_tokens(self, tokens: int, block_size: int) -> Settings:
+        """These settings with the fewest steps that see `tokens` tokens."""
+        most = -(-tokens // self.batch_size)
+        steps = bisect.bisect_left(range(1, most + 1), tokens, key=lambda steps: replace(
+            self, steps=steps).tokens_until(steps, block_size))
+        return replace(self, steps=1 + steps)
+
+    def tokens_until(self, step: int, block_size: int) -> int:
+        """Tokens that the updates before `step` see."""
+        if self.seq_curriculum is None:
+            return self.batch_size * step * block_size
+        return self.batch_size * sum(self.block_size(k, block_size) for k in range(step))
 
     def block_size(self, step: int, block_size: int) -> int:
         """Tokens in a window at this step: with a curriculum the length doubles, at equal
@@ -91,4 +113,8 @@ class Settings:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Settings:
         curriculum = values.get("seq_curriculum")
+        unknown = values.keys() - cls.__dataclass_fields__.keys()
+        if unknown:
+            raise UserError(f"unknown training settings {', '.join(sorted(unknown))}: the run was "
+                            "made by another version of Diptych")
         return cls(**{**values, "seq_curriculum": curriculum and tuple(curriculum)})

@@ -24,7 +24,7 @@ def tiny(tmp_path, monkeypatch):
     run = RunDir.create("tiny", spec, Settings(), "demo", make_tokenizer("bytes", []), {}, {})
     for step in (10, 20):
         weights = init_weights(spec, step)
-        checkpoint.save(run.path, checkpoint.TrainState(step=step), weights, {}, "mlx")
+        checkpoint.save(run.path, checkpoint.TrainState(step=step), weights, {}, {})
     return run
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -35,7 +34,7 @@ CASES = {
     "bad-batch": ([*NEW, "--batch-size", "0"], "--batch-size 0 must be at least 1"),
     "bad-micro": ([*NEW, "--batch-size", "4", "--micro-batch", "8"], "at most the batch size"),
     "bad-lr": ([*NEW, "--lr", "-1"], "--lr -1.0 must be positive"),
-    "bad-name": ([*NEW, "--name", "../up"], "must be made of letters"),
+    "bad-name": ([*NEW, "--name", "../up"], "must be at most 100 letters"),
     "missing-init": ([*NEW, "--init", "no.safetensors"], "no.safetensors"),
     "foreign-init": ([*NEW, "--init", "text.txt"], "no safetensors file"),
     "unknown-run": (["--resume", "nothing"], "no run 'nothing'"),
@@ -100,4 +99,3 @@ def test_python_needs_nothing_of_the_missing_backend(monkeypatch: pytest.MonkeyP
     assert stop.value.code == 2
     assert "mlx is not installed here: pip install -e '.[mlx]', or use --backend torch" in (
         capsys.readouterr().err)
-    assert sys.modules["torch_models.backend"]

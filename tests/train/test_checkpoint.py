@@ -20,7 +20,7 @@ OPTIMIZER = {"m.w": np.ones((2, 3), np.float32), "step": np.array(7)}
 
 def save(run: Path, step: int, val_loss: float | None = None) -> Path:
     return checkpoint.save(run, TrainState(step=step, val_loss=val_loss), WEIGHTS, OPTIMIZER,
-                           "mlx")
+                           {"mlx": "1"})
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_a_damaged_checkpoint_is_found_and_passed_over(tmp_path: Path, file: str
         path.write_bytes(content[:-9] + bytes([content[-9] ^ 4]) + content[-8:])
     else:
         other = checkpoint.save(tmp_path / "other", TrainState(step=2), {"w": WEIGHTS["w"] + 1},
-                                {**OPTIMIZER, "m.w": WEIGHTS["w"]}, "torch")
+                                {**OPTIMIZER, "m.w": WEIGHTS["w"]}, {"torch": "2"})
         path.write_bytes((other / file).read_bytes())
     state, _, remarks = checkpoint.load_last(tmp_path)
     assert state.step == 1 and len(remarks) == 1
@@ -72,7 +72,7 @@ def test_a_newer_format_says_so(tmp_path: Path) -> None:
 
 
 def test_no_checkpoint_at_all(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no checkpoint yet"):
+    with pytest.raises(UserError, match="has no checkpoint"):
         checkpoint.load_last(tmp_path)
 
 
