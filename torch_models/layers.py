@@ -28,6 +28,7 @@ def fold(key, number):
     return None if key is None else mix(key * _GOLDEN + number)
 
 
+@torch.compiler.disable  # compiled C++ leaves undefined what a signed overflow gives
 def dropout(x, p, key, batch_axis=0):
     """Zero a share `p` of x (..., N) and scale the rest; key (B,) int32, or None for x itself.
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from parity.ladder import RUNGS, Result, result
+from parity.ladder import RUNGS, result
 from parity.locate import MODEL
 from specs.backend import Backend
 from tests.parity.conftest import small_subject
@@ -139,12 +139,7 @@ def test_fault_is_caught_and_located(fault: Fault, panels: dict[str, Backend],
     for name in fault.good:
         assert result(subject, name, RUNGS[name](subject)).ok, name
     found = result(subject, fault.rung, RUNGS[fault.rung](subject))
-    assert guilty(found) == {fault.panel}
+    assert {panel for measure in found.failed for panel in measure.guilty} == {fault.panel}
     assert {(each.panel, each.module) for each in found.divergences} == (
         {(fault.panel, fault.place)} if fault.place else set())
     assert all(each.before <= 1 < each.after for each in found.divergences)
-
-
-def guilty(found: Result) -> set[str]:
-    return {panel for measure in found.measures for panel in measure.errors
-            if measure.over(panel) > 1}

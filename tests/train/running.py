@@ -1,0 +1,64 @@
+"""A tiny run, trained in this process or in one of its own, for the tests of train/run.py."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from specs.backend import Arrays
+from train import checkpoint, metrics
+from train import run as command
+from train.rundir import RunDir
+
+ROOT = Path(__file__).parents[2]
+TINY = ["--arch", "bdh", "--preset", "tiny", "--data", "text.txt", "--block-size", "16",
+        "--batch-size", "4", "--log-every", "2", "--eval-every", "4", "--save-every", "4",
+        "--warmup", "2", "--set", "dropout=0.1", "--set", "vocab_size=256"]
+
+
+def train(*options: str, backend: str = "torch", name: str = "a") -> RunDir:
+    assert command.main([*TINY, "--backend", backend, "--name", name, *options]) == 0
+    return RunDir.open(name)
+
+
+def resume(name: str, backend: str, *options: str) -> int:
+    return command.main(["--resume", name, "--backend", backend, *options])
+
+
+def final(run: RunDir) -> tuple[Arrays, Arrays]:
+    state, (weights, optimizer), _ = checkpoint.load_last(run.path)
+    return weights, {**optimizer, "tokens": np.array(state.tokens)}
+
+
+def same(a: tuple[Arrays, Arrays], b: tuple[Arrays, Arrays]) -> bool:
+    return all(np.array_equal(x[name], y[name]) for x, y in zip(a, b, strict=True) for name in x)
+
+
+def save(path: Path, weights: Arrays) -> None:
+    save_file(weights, path)
+
+
+def start(*options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, ROOT / "train" / "run.py", *options],
+                            stderr=subprocess.PIPE, text=True, env={**os.environ})
+
+
+def call(*options: str) -> int:
+    process = start(*options)
+    process.communicate(timeout=180)
+    return process.returncode
+
+
+def wait_for_step(name: str, step: int) -> None:
+    for _ in range(600):
+        rows = metrics.read(Path("runs", name, "metrics.jsonl"))
+        if any(row["step"] >= step for row in rows):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{name} never came to step {step}")
