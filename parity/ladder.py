@@ -65,5 +65,5 @@ def result(subject: Subject, name: str, measuring: Iterable[Measure]) -> Result:
     began = time.perf_counter()
     measures = tuple(measuring)
     failed = next((measure for measure in measures if measure.worst > 1), None)
-    located = locate(subject, failed.case) if failed else []
+    located = locate(subject, failed.case, failed.guilty) if failed else []
     return Result(name, measures, tuple(located), time.perf_counter() - began)

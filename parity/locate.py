@@ -8,9 +8,9 @@ from typing import Literal
 
 import numpy as np
 
-from parity.budget import Figures
+from parity.budget import Figures, own_rounding
 from parity.cases import Case
-from parity.rungs import replays
+from parity.rungs import replays, whole_gradient
 from parity.subject import Measure, Subject, Trial, compare
 
 MODEL = "the model's own call"
@@ -35,18 +35,19 @@ class Divergence:
                 f"error over budget {self.before:.2f} before it, {self.after:,.1f} after it")
 
 
-def locate(subject: Subject, case: Case) -> list[Divergence]:
-    """The first divergence of each panel that has one: forward, or else backward.
+def locate(subject: Subject, case: Case, suspects: Iterable[str]) -> list[Divergence]:
+    """The first divergence of each suspected panel: forward, or else backward, if there is one.
 
     Two ways of looking are joined. Fed by the referee, only the guilty module turns red; the
     errors before and after it are those of the whole pass. Where every module is right by itself,
     what joins them is wrong: their caller.
     """
     alone = {measure.name: measure for measure in replays(subject, case)}
-    passing = {measure.name: measure for measure in compare(subject, case, whole_pass)}
+    passing = {measure.name: measure
+               for measure in compare(subject, case, whole_pass, floor=rounding)}
     paths = [name.removesuffix(" output") for name in passing if name.endswith(" output")]
     found = (forward(panel, paths, alone, passing) or backward(panel, paths, alone, passing)
-             for panel in subject.panels)
+             for panel in suspects)
     return [divergence for divergence in found if divergence]
 
 
@@ -59,6 +60,11 @@ def whole_pass(trial: Trial) -> Figures:
         assert call.grad is not None
         figures |= {f"{call.path} output": call.output, f"{call.path} grad": call.grad}
     return {**figures, "logits": trial.backend.logits(trial.model, trial.batch.tokens)}
+
+
+def rounding(truth: Figures) -> dict[str, float]:
+    gradients = {name: value for name, value in truth.items() if name.endswith(" grad")}
+    return {**own_rounding(truth), **whole_gradient(gradients)}
 
 
 def forward(panel: str, paths: list[str], alone: Measures, passing: Measures) -> Divergence | None:

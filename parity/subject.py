@@ -54,6 +54,11 @@ class Measure:
         return over(self.errors[panel], self.budget)
 
     @property
+    def guilty(self) -> list[str]:
+        """The panels that are over the budget."""
+        return [panel for panel in self.errors if self.over(panel) > 1]
+
+    @property
     def worst(self) -> float:
         return max(map(self.over, self.errors))
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from parity.cases import edge_cases, lively_weights, random_spec
+from parity.cases import edge_cases, lively_weights, random_case, random_spec
 from parity.ladder import RUNGS, climb, result
+from parity.locate import locate
 from specs import Spec, spec_type
 from specs.backend import Backend
 from specs.base import Param
@@ -62,3 +63,10 @@ def test_lively_weights_leave_no_constant_tensor() -> None:
     weights = lively_weights(Constant(), 0)
     assert all(np.ptp(value) > 0 and value.dtype == np.float32 for value in weights.values())
     assert abs(weights["norm.weight"].mean() - 1) < 0.2
+
+
+@pytest.mark.parametrize(("B", "T"), [(3, 1), (2, 2), (2, 5), (2, 37)])
+def test_right_panels_part_nowhere(B: int, T: int, panels: dict[str, Backend]) -> None:
+    """Two tokens matter: a norm then makes the gradient at the scores zero but for rounding."""
+    subject = small_subject(panels)
+    assert not locate(subject, random_case(subject.spec, B, T, 0), suspects=panels)
