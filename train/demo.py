@@ -16,8 +16,9 @@ from train.rundir import RUNS, free_name
 
 ROOT = Path(__file__).parent.parent
 CONSOLE = Console(highlight=False, soft_wrap=True)
-TRAINING = ["--arch", "bdh", "--preset", "demo", "--steps", "300", "--batch-size", "8",
-            "--eval-every", "150", "--save-every", "150"]
+TRAINING = ["--arch", "bdh", "--preset", "demo", "--steps", "200", "--batch-size", "8",
+            "--lr", "4e-3", "--eval-every", "100", "--save-every", "100"]
+RUNGS = "parameters,logits,gradients,decoding,sampling"
 
 
 def main() -> int:
@@ -28,7 +29,7 @@ def main() -> int:
          ["train/run.py", "--backend", backends[0], *TRAINING, "--name", name]),
         ("Generating", ["generate/run.py", "--run", name, "--prompt", "The "]),
         ("Checking that both backends agree on the model just trained",
-         ["parity/check.py", "--run", name]),
+         ["parity/check.py", "--run", name, "--rungs", RUNGS]),
     ]
     for title, command in steps[: 2 if len(backends) < len(BACKENDS) else 3]:
         run(title, command)
@@ -38,7 +39,7 @@ def main() -> int:
     CONSOLE.print(f"""
 [bold]Now try[/bold]
   source .venv/bin/activate
-  python train/run.py --resume {name} --steps 600 --backend {other}     go on, on {other}
+  python train/run.py --resume {name} --steps 400 --backend {other}     go on, on {other}
   python generate/run.py --run {name} --prompt "A class is "       let it write
   python train/run.py --arch bdh --preset 10m --data YOUR.txt --minutes 30     your own text""")
     return 0
