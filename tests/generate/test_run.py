@@ -53,7 +53,7 @@ def test_text_on_stdout_remarks_on_stderr(tiny, monkeypatch, capsys, backend):
     (["--run", "tinny"], "no run 'tinny'; did you mean 'tiny'"),
     (["--run", "tiny", "--step", "15"], "no checkpoint at step 15; it has: 10, 20"),
     (["--run", "tiny", "--top-p", "7"], "--top-p 7.0 must be above 0"),
-    (["--run", "tiny", "--state", "paper"], "--state 'paper': bdh has auto, cache, recurrent"),
+    (["--run", "tiny", "--state", "paper"], "cannot decode with the state 'paper'"),
     (["--run", "tiny", "--backend", "jax"], "no backend 'jax'"),
     (["--run", "tiny", "--max-tokens", "0"], "--max-tokens 0 must be"),
 ], ids=str)
