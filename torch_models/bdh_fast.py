@@ -18,9 +18,9 @@ BLOCK = 128  # tokens whose scores are computed together: those after them are l
 
 def in_tiles(model, x, cos, sin, key):
     """x (B, T, C) through all layers of `model`."""
-    sums = Sums(len(model.layers))
+    sums, turns = Sums(len(model.layers)), torch.complex(upcast(cos), upcast(sin))
     for i, block in enumerate(model.layers):
-        mix = Mix(model, i, cos, sin, fold(key, i))
+        mix = Mix(model, i, turns, fold(key, i))
         o = Tiles.apply(mix, sums, x, model.encoder, model.encoder_v, model.decoder)
         x = block.norm(x + block.mlp_norm(o))
     return x
@@ -49,7 +49,7 @@ class Tiles(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, mix, sums, x, *weights):
-        B, T, C = x.shape
+        B, T, _ = x.shape
         o = torch.zeros_like(x)
         scores = x.new_zeros(mix.heads, B, T, T)
         slices = mix.cut(*weights)
@@ -74,18 +74,18 @@ class Tiles(torch.autograd.Function):
 
 
 class Mix:
-    """What the tiles of layer `index` share; cos and sin (T, N/2), dropout key (B,) or None."""
+    """What the tiles of layer `index` share; turns e^(i·angle) (T, N/2), dropout key (B,) or None."""
 
-    def __init__(self, model, index, cos, sin, key):
+    def __init__(self, model, index, turns, key):
         spec, block = model.spec, model.layers[index]
         self.norm, self.scale, self.window = block.attn_norm, spec.scale, spec.window
         self.index, self.dtype, self.heads = index, model.dtype, spec.n_head
         self.slices = [slice(n, min(n + SLICE, spec.d_state))
                        for n in range(0, spec.d_state, SLICE)]
-        self.cos, self.sin = cos, sin
+        self.turns = turns
         self.gain, self.words = 1.0, None
         if key is not None and spec.dropout:
-            shape = spec.n_head, len(key), len(cos), spec.d_state
+            shape = spec.n_head, len(key), len(turns), spec.d_state
             self.gain = 1 / (1 - spec.dropout)
             self.words = dropout_words(shape, spec.dropout, key, batch_axis=1)
 
@@ -128,7 +128,7 @@ class Mix:
             v = torch.relu_(y @ ev.to(x.dtype).T)
             add(dd, self.drop(s * v, h, rows, n).T, do_)
             dg = self.drop(do_ @ d.to(x.dtype).T, h, rows, n)
-            dv = (dg * s).mul_(v > 0)
+            dv = (dg * s).mul_(v.sign())
             add(dev, dv.T, y)
             add(dy, dv, ev.to(x.dtype))
             kept.append((s, dg.mul_(v)))
@@ -141,24 +141,24 @@ class Mix:
             s, ds = kept.pop(0)
             dr = d_scores @ self.turn(s, n, x.shape)
             ds += self.turn(dr, n, x.shape, back=True).flatten(0, 1)
-            ds.mul_(s > 0)
+            ds.mul_(s.sign())
             add(de, ds.T, x_)
             add(dx_, ds, e.to(x.dtype))
 
     def turn(self, s, n, shape, back=False):
         """RoPE of a slice, (b, T, n): a product of complex numbers; `back`: the other way."""
-        half = slice(n.start // 2, n.stop // 2)
-        sin = -self.sin[:, half] if back else self.sin[:, half]
-        turn = torch.complex(upcast(self.cos[:, half]), upcast(sin))
+        turns = self.turns[:, n.start // 2 : n.stop // 2]
         pairs = torch.view_as_complex(upcast(s).view(*shape[:2], -1, 2))
-        return torch.view_as_real(pairs * turn).flatten(2).to(s.dtype)
+        turned = pairs * (turns.conj() if back else turns)
+        return torch.view_as_real(turned).flatten(2).to(s.dtype)
 
     def add_scores(self, scores, r):
         """Add r rᵀ, but for blocks that are masked."""
         for i in range(0, r.shape[1], BLOCK):
             first = max(0, i - self.window + 1) if self.window else 0
             keys = slice(first, i + BLOCK)
-            add(scores[:, i : i + BLOCK, keys], r[:, i : i + BLOCK], r[:, keys].mT)
+            for scores_b, r_b in zip(scores, r, strict=True):
+                add(scores_b[i : i + BLOCK, keys], r_b[i : i + BLOCK], r_b[keys].T)
 
     def mask(self, scores):
         scores = scores.tril_(-1)
@@ -171,14 +171,12 @@ class Mix:
         if self.words is None:
             return g
         row, column, least = self.words
-        return g.mul_(row[h, rows].reshape(-1, 1) * column[n] >= least)
+        return g.mul_((row[h, rows].reshape(-1, 1) * column[n]).ge_(least))
 
 
 def add(total, a, b):
-    """total += a b."""
-    if a.dtype != total.dtype:
-        total += a @ b
-    elif a.ndim == 2:
+    """total += a b, all (rows, columns), without a copy of the product where no cast is needed."""
+    if a.dtype == total.dtype:
         total.addmm_(a, b)
     else:
-        total.baddbmm_(a, b)
+        total += a @ b
