@@ -36,12 +36,34 @@ def cut(model):
     H, N, C = spec.n_head, spec.d_state, spec.n_embd
     layers = 1 if spec.share_layers else spec.n_layer
     starts = [h * N // 2 + n for h in range(H) for n in range(0, N // 2, SLICE // 2)]
-    found = [[] for _ in range(layers)]
-    for w in (model.encoder, model.encoder_v, model.decoder.reshape(-1, N, C).swapaxes(1, 2)):
-        w = w.reshape(layers, H, C, N // 2, 2).transpose(0, 4, 1, 3, 2).reshape(layers, 2, -1, C)
-        for slices, own in zip(found, mx.split(w, layers), strict=True):
-            slices += mx.split(own.squeeze(0), starts[1:], axis=1)
-    return found
+    into = [((layers, H, C, N // 2, 2), (0, 4, 1, 3, 2))] * 2
+    into += [((layers, H, N // 2, 2, C), (0, 3, 1, 2, 4))]
+
+    @mx.custom_function
+    def slices(*weights):
+        found = []
+        for w, (shape, order) in zip(weights, into, strict=True):
+            w = w.reshape(shape).transpose(order).reshape(layers, 2, -1, C)
+            for own in w:
+                found += mx.split(own, starts[1:], axis=1)
+        return found
+
+    @slices.vjp
+    def join(weights, grads, _):
+        """The same backwards, but one weight at a time: all at once would take twice the room."""
+        grads, joined = list(grads), []
+        for w, (shape, order) in zip(weights, into, strict=True):
+            own = [mx.concatenate(grads[i : i + len(starts)], axis=1)[None]
+                   for i in range(0, layers * len(starts), len(starts))]
+            g = mx.concatenate(own).reshape([shape[axis] for axis in order])
+            joined.append(g.transpose([order.index(axis) for axis in range(5)]).reshape(w.shape))
+            grads = grads[layers * len(starts) :]
+            grads = mx.depends(grads, joined[-1:]) if grads else []
+        return joined
+
+    found = slices(model.encoder, model.encoder_v, model.decoder)
+    each = [found[i : i + len(starts)] for i in range(0, len(found), len(starts))]
+    return [sum(each[layer::layers], []) for layer in range(layers)]
 
 
 class Tiles:
@@ -73,6 +95,8 @@ class Tiles:
         mix, (x, *weights), scores = self.mix, primals, outputs[1]
         do, _, *grads = cotangents
         do, dx = do * mix.gain, [[] for _ in range(mix.heads)]
+        if mix.last:  # zeros, that nobody needs to make
+            grads = [None] * len(grads)
         slices, grads = mix.heads_of(weights), mix.heads_of(grads)
         for h, rows in mix.tiles(*x.shape[:2]):
             more, grads[h] = mix.backward(h, rows, x[rows].astype(mix.dtype), slices[h],
@@ -90,6 +114,7 @@ class Mix:
         spec, block = model.spec, model.layers[index]
         self.norm, self.scale, self.window = block.attn_norm, spec.scale, spec.window
         self.dtype, self.heads = model.dtype, spec.n_head
+        self.last = index == spec.n_layer - 1 or not spec.share_layers
         half = SLICE // 2, spec.d_state // 2
         self.slices = [slice(n, min(n + half[0], half[1])) for n in range(0, half[1], half[0])]
         self.cos, self.sin = cos, sin
@@ -112,7 +137,7 @@ class Mix:
 
     def forward(self, h, rows, x, slices):
         """Scores (b, T, T) and o (b, T, C) of a tile."""
-        x_, blocks, kept, o = x.flatten(0, 1), None, [], 0
+        x_, blocks, kept, o = x.flatten(0, 1), [], [], None
         for n, (e, _, _) in zip(self.slices, slices, strict=True):
             s = relu(x_ @ e.astype(x.dtype).mT)
             blocks = self.add_scores(blocks, self.turn(s, n, x.shape))
@@ -122,7 +147,7 @@ class Mix:
         y = self.norm(scores.astype(x.dtype) @ x).flatten(0, 1).astype(x.dtype)
         for n, (_, ev, d) in zip(self.slices, slices, strict=True):
             g = relu(y @ ev.astype(x.dtype).mT) * kept.pop(0)
-            o = o + upcast((self.drop(g, h, rows, n) @ d.astype(x.dtype)).sum(0))
+            o = add(o, (self.drop(g, h, rows, n) @ d.astype(x.dtype)).sum(0))
             y, = mx.depends([y], [o])
         return scores, o.reshape(x.shape)
 
@@ -131,15 +156,15 @@ class Mix:
         x_, do_ = x.flatten(0, 1), do.astype(x.dtype).flatten(0, 1)
         attended = scores.astype(x.dtype) @ x
         y = self.norm(attended).flatten(0, 1).astype(x.dtype)
-        dy, kept, half_grads, new_grads = 0, [], [], []
+        dy, kept, half_grads, new_grads = None, [], [], []
         for n, (e, ev, d), (_, dev, dd) in zip(self.slices, slices, grads, strict=True):
             s = relu(x_ @ e.astype(x.dtype).mT)
             v = relu(y @ ev.astype(x.dtype).mT)
-            dd = dd + upcast(self.drop(s * v, h, rows, n).mT @ do_)
+            dd = add(dd, self.drop(s * v, h, rows, n).mT @ do_)
             dg = self.drop(do_ @ d.astype(x.dtype).mT, h, rows, n)
             dv = dg * s * mx.sign(v)
-            dev = dev + upcast(dv.mT @ y)
-            dy = dy + upcast((dv @ ev.astype(x.dtype)).sum(0))
+            dev = add(dev, dv.mT @ y)
+            dy = add(dy, (dv @ ev.astype(x.dtype)).sum(0))
             kept.append((s, dg * v))
             half_grads.append((dev, dd))
             x_, y, do_ = mx.depends([x_, y, do_], [dd, dev, dy, kept[-1][1]])
@@ -153,8 +178,8 @@ class Mix:
             s, ds = kept.pop(0)
             dr = d_scores @ self.turn(s, n, x.shape)
             ds = (ds + self.turn(dr, n, x.shape, back=True).flatten(1, 2)) * mx.sign(s)
-            de = de + upcast(ds.mT @ x_)
-            dx = dx + upcast((ds @ e.astype(x.dtype)).sum(0))
+            de = add(de, ds.mT @ x_)
+            dx = add(dx, (ds @ e.astype(x.dtype)).sum(0))
             new_grads.append((de, *more))
             d_scores, x_ = mx.depends([d_scores, x_], [de, dx])
         return dx.reshape(x.shape), new_grads
@@ -173,8 +198,9 @@ class Mix:
         for i in range(0, T, BLOCK):
             first = max(0, i - self.window + 1) if self.window else 0
             keys = slice(first, i + BLOCK)
-            more.append(upcast((r[:, :, i : i + BLOCK] @ r[:, :, keys].mT).sum(0)))
-        return more if blocks is None else [a + b for a, b in zip(blocks, more, strict=True)]
+            product = (r[:, :, i : i + BLOCK] @ r[:, :, keys].mT).sum(0)
+            more.append(add(blocks.pop(0) if blocks else None, product))
+        return more
 
     def joined(self, blocks):
         """(b, T, T) from the blocks of `add_scores`."""
@@ -200,3 +226,8 @@ class Mix:
 
 def relu(x):
     return mx.maximum(x, 0)
+
+
+def add(total, more):
+    """total + more in at least float32; no total is zero."""
+    return upcast(more) if total is None else total + more

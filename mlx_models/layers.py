@@ -28,6 +28,12 @@ def recompute(layer, *args):
     return nn.utils.checkpoint(layer)(*args)
 
 
+def settle(arrays):
+    """Begin to compute `arrays`. On the CPU, where all that is queued has its memory already, wait
+    for them, so that the next arrays find room."""
+    (mx.eval if mx.default_device() == mx.cpu else mx.async_eval)(arrays)
+
+
 def mix(x):
     """Scramble 32-bit integers (the xorshift-multiply rounds of Wellons' lowbias32)."""
     x = (x ^ ((x >> 16) & 0xFFFF)) * _MIX1

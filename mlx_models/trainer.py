@@ -5,7 +5,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-from mlx_models.layers import total
+from mlx_models.layers import settle, total
 from mlx_models.loss import cross_entropy, right_guesses
 from mlx_models.optim import Optimizer
 from specs.backend import Progress, check_state
@@ -44,7 +44,8 @@ class Trainer:
             loss, more = self.loss_and_grads(*arrays(batch), count, self.loss_scale)
             grads = more if grads is None else tree_map(mx.add, grads, more)
             total = total + loss / self.loss_scale
-            mx.async_eval(grads)
+            del more
+            settle(grads)
         grads, norm = self.clip(dict(tree_flatten(grads)))
         good = mx.isfinite(total) & mx.isfinite(norm)
         self.optimizer.update(grads, lr, good)
@@ -57,7 +58,11 @@ class Trainer:
 
     def clip(self, grads):
         """Take the loss scale out of the gradients and bound their norm; the norm before."""
-        norm = mx.sqrt(sum(total(mx.square(g)) for g in grads.values())) / self.loss_scale
+        squares = {}
+        for name, g in grads.items():
+            squares[name] = total(mx.square(g))
+            settle(squares[name])
+        norm = mx.sqrt(sum(squares.values())) / self.loss_scale
         limit = self.settings.grad_clip
         factor = mx.minimum(limit / (norm + 1e-6), 1.0) if limit else mx.array(1.0)
         factor = factor / self.loss_scale

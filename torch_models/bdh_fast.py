@@ -18,37 +18,19 @@ BLOCK = 128  # tokens whose scores are computed together: those after them are l
 
 def in_tiles(model, x, cos, sin, key):
     """x (B, T, C) through all layers of `model`."""
-    sums, turns = Sums(len(model.layers)), torch.complex(upcast(cos), upcast(sin))
+    turns, grads = torch.complex(upcast(cos), upcast(sin)), []
     for i, block in enumerate(model.layers):
-        mix = Mix(model, i, turns, fold(key, i))
-        o = Tiles.apply(mix, sums, x, model.encoder, model.encoder_v, model.decoder)
+        mix = Mix(model, i, turns, fold(key, i), grads)
+        o = Tiles.apply(mix, x, model.encoder, model.encoder_v, model.decoder)
         x = block.norm(x + block.mlp_norm(o))
     return x
-
-
-class Sums:
-    """Gradients of the weights, added up in place by all layers, given out by the last one."""
-
-    def __init__(self, layers):
-        self.left, self.grads = layers, None
-
-    def open(self, weights):
-        if self.grads is None:
-            self.grads = [torch.zeros_like(w) for w in weights]
-        return self.grads
-
-    def close(self):
-        self.left -= 1
-        grads = [None] * len(self.grads) if self.left else self.grads
-        self.grads = self.grads if self.left else None
-        return grads
 
 
 class Tiles(torch.autograd.Function):
     """x (B, T, C) → Σ_h g_h·decoder_h (B, T, C) of layer `mix.index`."""
 
     @staticmethod
-    def forward(ctx, mix, sums, x, *weights):
+    def forward(ctx, mix, x, *weights):
         B, T, _ = x.shape
         o = torch.zeros_like(x)
         scores = x.new_zeros(mix.heads, B, T, T)
@@ -56,38 +38,54 @@ class Tiles(torch.autograd.Function):
         for h, rows in mix.tiles(B, T):
             mix.forward(h, rows, x[rows].to(mix.dtype), slices[h], scores[h, rows], o[rows])
         o *= mix.gain
-        ctx.mix, ctx.sums = mix, sums
+        ctx.mix = mix
         ctx.save_for_backward(x, scores, *weights)
         return o
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, do):
-        mix, sums = ctx.mix, ctx.sums
+        mix = ctx.mix
         x, scores, *weights = ctx.saved_tensors
         do, dx = do * mix.gain, torch.zeros_like(x)
-        slices, grads = mix.cut(*weights), mix.cut(*sums.open(weights))
+        slices, grads = mix.cut(*weights), mix.cut(*mix.open(weights))
         for h, rows in mix.tiles(*x.shape[:2]):
             mix.backward(h, rows, x[rows].to(mix.dtype), slices[h], scores[h, rows], do[rows],
                          dx[rows], grads[h])
-        return None, None, dx, *sums.close()
+        return None, dx, *mix.close()
 
 
 class Mix:
-    """What the tiles of layer `index` share; turns e^(i·angle) (T, N/2), dropout key (B,) or None."""
+    """What the tiles of layer `index` share; turns e^(i·angle) (T, N/2), dropout key (B,) or None.
 
-    def __init__(self, model, index, turns, key):
+    `grads` is a list that all layers share: the gradients of the weights, added up in place from
+    the last layer to the first, which gives them out.
+    """
+
+    def __init__(self, model, index, turns, key, grads):
         spec, block = model.spec, model.layers[index]
         self.norm, self.scale, self.window = block.attn_norm, spec.scale, spec.window
         self.index, self.dtype, self.heads = index, model.dtype, spec.n_head
         self.slices = [slice(n, min(n + SLICE, spec.d_state))
                        for n in range(0, spec.d_state, SLICE)]
-        self.turns = turns
+        self.turns, self.grads = turns, grads
         self.gain, self.words = 1.0, None
         if key is not None and spec.dropout:
             shape = spec.n_head, len(key), len(turns), spec.d_state
             self.gain = 1 / (1 - spec.dropout)
             self.words = dropout_words(shape, spec.dropout, key, batch_axis=1)
+
+    def open(self, weights):
+        if not self.grads:
+            self.grads += [torch.zeros_like(w) for w in weights]
+        return self.grads
+
+    def close(self):
+        if self.index:
+            return [None] * len(self.grads)
+        grads = list(self.grads)
+        self.grads.clear()
+        return grads
 
     def cut(self, encoder, encoder_v, decoder):
         """Per head and slice, the neurons' three weights, each (n, C): views."""
