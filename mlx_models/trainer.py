@@ -9,6 +9,7 @@ from mlx_models.layers import settle, total
 from mlx_models.loss import cross_entropy, right_guesses
 from mlx_models.optim import Optimizer
 from specs.backend import Progress, check_state
+from specs.machine import give_back
 
 GROW_AFTER = 2000  # good steps in float16 before the loss scale is doubled
 
@@ -46,6 +47,8 @@ class Trainer:
             total = total + loss / self.loss_scale
             del more
             settle(grads)
+            if self.model.recompute:
+                give_back()
         grads, norm = self.clip(dict(tree_flatten(grads)))
         good = mx.isfinite(total) & mx.isfinite(norm)
         self.optimizer.update(grads, lr, good)

@@ -18,9 +18,9 @@ BLOCK = 128  # tokens whose scores are computed together: those after them are l
 
 def in_tiles(model, x, cos, sin, key):
     """x (B, T, C) through all layers of `model`."""
-    turns, grads = torch.complex(upcast(cos), upcast(sin)), []
+    grads = []
     for i, block in enumerate(model.layers):
-        mix = Mix(model, i, turns, fold(key, i), grads)
+        mix = Mix(model, i, cos, sin, fold(key, i), grads)
         o = Tiles.apply(mix, x, model.encoder, model.encoder_v, model.decoder)
         x = block.norm(x + block.mlp_norm(o))
     return x
@@ -56,22 +56,22 @@ class Tiles(torch.autograd.Function):
 
 
 class Mix:
-    """What the tiles of layer `index` share; turns e^(i·angle) (T, N/2), dropout key (B,) or None.
+    """What the tiles of layer `index` share; cos and sin (T, N/2), dropout key (B,) or None.
 
     `grads` is a list that all layers share: the gradients of the weights, added up in place from
     the last layer to the first, which gives them out.
     """
 
-    def __init__(self, model, index, turns, key, grads):
+    def __init__(self, model, index, cos, sin, key, grads):
         spec, block = model.spec, model.layers[index]
         self.norm, self.scale, self.window = block.attn_norm, spec.scale, spec.window
         self.index, self.dtype, self.heads = index, model.dtype, spec.n_head
         self.slices = [slice(n, min(n + SLICE, spec.d_state))
                        for n in range(0, spec.d_state, SLICE)]
-        self.turns, self.grads = turns, grads
+        self.cos, self.sin, self.grads = cos, sin, grads
         self.gain, self.words = 1.0, None
         if key is not None and spec.dropout:
-            shape = spec.n_head, len(key), len(turns), spec.d_state
+            shape = spec.n_head, len(key), len(cos), spec.d_state
             self.gain = 1 / (1 - spec.dropout)
             self.words = dropout_words(shape, spec.dropout, key, batch_axis=1)
 
@@ -102,14 +102,13 @@ class Mix:
     def forward(self, h, rows, x, slices, scores, o):
         """Fill `scores` (b, T, T) and add to `o` (b, T, C)."""
         x_, o_ = x.flatten(0, 1), o.flatten(0, 1)
-        kept = []
-        for n, (e, _, _) in zip(self.slices, slices, strict=True):
-            s = torch.relu_(x_ @ e.to(x.dtype).T)
+        kept, _ = self.room(x_)
+        for n, s, (e, _, _) in zip(self.slices, kept, slices, strict=True):
+            torch.mm(x_, e.to(x.dtype).T, out=s).relu_()
             self.add_scores(scores, self.turn(s, n, x.shape))
-            kept.append(s)
         y = self.norm(self.mask(scores).to(x.dtype) @ x).flatten(0, 1).to(x.dtype)
-        for n, (_, ev, d) in zip(self.slices, slices, strict=True):
-            g = torch.relu_(y @ ev.to(x.dtype).T).mul_(kept.pop(0))
+        for n, s, (_, ev, d) in zip(self.slices, kept, slices, strict=True):
+            g = torch.relu_(y @ ev.to(x.dtype).T).mul_(s)
             add(o_, self.drop(g, h, rows, n), d.to(x.dtype))
 
     def backward(self, h, rows, x, slices, scores, do, dx, grads):
@@ -120,32 +119,40 @@ class Mix:
             normed = self.norm(attended)
         y = normed.detach().flatten(0, 1).to(x.dtype)
         dy = torch.zeros_like(dx_)
-        kept = []
-        for n, (e, ev, d), (_, dev, dd) in zip(self.slices, slices, grads, strict=True):
-            s = torch.relu_(x_ @ e.to(x.dtype).T)
+        kept = self.room(x_)
+        for n, s, ds, (e, ev, d), (_, dev, dd) in zip(
+                self.slices, *kept, slices, grads, strict=True):
+            torch.mm(x_, e.to(x.dtype).T, out=s).relu_()
             v = torch.relu_(y @ ev.to(x.dtype).T)
             add(dd, self.drop(s * v, h, rows, n).T, do_)
             dg = self.drop(do_ @ d.to(x.dtype).T, h, rows, n)
             dv = (dg * s).mul_(v.sign())
             add(dev, dv.T, y)
             add(dy, dv, ev.to(x.dtype))
-            kept.append((s, dg.mul_(v)))
+            torch.mul(dg, v, out=ds)
         d_attended, = torch.autograd.grad(normed, attended, dy.view_as(normed))
         d_attended = d_attended.to(x.dtype)
         dx += scores.to(x.dtype).mT @ d_attended
         d_scores = self.mask(d_attended @ x.mT)
         d_scores += d_scores.mT.clone()
-        for n, (e, _, _), (de, _, _) in zip(self.slices, slices, grads, strict=True):
-            s, ds = kept.pop(0)
+        for n, s, ds, (e, _, _), (de, _, _) in zip(
+                self.slices, *kept, slices, grads, strict=True):
             dr = d_scores @ self.turn(s, n, x.shape)
             ds += self.turn(dr, n, x.shape, back=True).flatten(0, 1)
             ds.mul_(s.sign())
             add(de, ds.T, x_)
             add(dx_, ds, e.to(x.dtype))
 
+    def room(self, x_):
+        """Twice an array (b·T, n) for each slice, cut from one that comes and goes as a whole."""
+        sizes = [len(x_) * (n.stop - n.start) for n in self.slices]
+        return [[part.view(len(x_), -1) for part in whole.split(sizes)]
+                for whole in x_.new_empty(2, sum(sizes))]
+
     def turn(self, s, n, shape, back=False):
         """RoPE of a slice, (b, T, n): a product of complex numbers; `back`: the other way."""
-        turns = self.turns[:, n.start // 2 : n.stop // 2]
+        half = slice(n.start // 2, n.stop // 2)
+        turns = torch.complex(upcast(self.cos[:, half]), upcast(self.sin[:, half]))
         pairs = torch.view_as_complex(upcast(s).view(*shape[:2], -1, 2))
         turned = pairs * (turns.conj() if back else turns)
         return torch.view_as_real(turned).flatten(2).to(s.dtype)
