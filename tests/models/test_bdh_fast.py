@@ -69,18 +69,29 @@ def test_to_the_last_digit(backend: Backend, tiny: Spec, fields: dict, T: int) -
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_is_as_good_as_plain(backend: Backend, tiny: Spec, dtype: Dtype) -> None:
-    """The gradients as they are trained on, with the loss scaled in float16."""
-    spec = tiny.replace(dropout=0.2, score_scale="sqrt")
+    """The gradients as they are trained on, with the loss scaled in float16.
 
-    def trained(dtype: Dtype, recompute: bool) -> Arrays:
-        model = backend.build(spec, init_weights(spec), dtype, recompute)
+    In one layer no ReLU that rounding flips touches the gradients of decoder and lm_head: there the
+    two forms' errors differ by 3 % from run to run, by 1 % over eight; totals kept in half
+    precision cost 5 % and more. The other gradients, which flips move up to sixtyfold, are
+    compared in float32 and float64.
+    """
+    spec = tiny.replace(n_layer=1, dropout=0.2, score_scale="sqrt")
+
+    def trained(dtype: Dtype, recompute: bool, seed: int) -> Arrays:
+        model = backend.build(spec, init_weights(spec, seed), dtype, recompute)
         trainer = backend.trainer(model, OptimizerSettings(grad_clip=0))
-        trainer.step([windows(spec, 21)], 0.0)
-        return {name: m for name, m in trainer.state().items() if name.startswith("m.")}
+        trainer.step([windows(spec, 21, seed)], 0.0)
+        return trainer.state()
 
-    exact, plain, tiled = trained("float32", False), trained(dtype, False), trained(dtype, True)
-    for name, wanted in exact.items():
-        assert 0 < error(tiled[name], wanted) < 2 * error(plain[name], wanted), name
+    ratios: dict[str, list[float]] = {"m.decoder": [], "m.lm_head": []}
+    for seed in range(8):
+        exact = trained("float32", False, seed)
+        plain, tiled = (trained(dtype, recompute, seed) for recompute in (False, True))
+        for name, found in ratios.items():
+            found.append(error(tiled[name], exact[name]) / error(plain[name], exact[name]))
+    for name, found in ratios.items():
+        assert 0.5 < np.exp(np.mean(np.log(found))) < 1.04, name
 
 
 def test_beyond_the_quadratic_form(backend: Backend, tiny: Spec) -> None:
