@@ -46,6 +46,7 @@ class Optimizer:
         for name, adam in self.adam.items():
             adam.init({name: self.params[name]})
             adam.state["step"] = mx.array(step, mx.uint64)
+        settle([self.momentum, *(adam.state for adam in self.adam.values())])
 
     def update(self, grads, lr, good):
         """One step at rate `lr` from grads {name: array}, taken out of it; nothing where `good`
