@@ -1,5 +1,7 @@
 """What every architecture of this panel uses: precision, dropout, recomputation."""
 
+import math
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -26,6 +28,12 @@ def recompute(layer, *args):
     return nn.utils.checkpoint(layer)(*args)
 
 
+def settle(arrays):
+    """Begin to compute `arrays`. On the CPU, where all that is queued has its memory already, wait
+    for them, so that the next arrays find room."""
+    (mx.eval if mx.default_device() == mx.cpu else mx.async_eval)(arrays)
+
+
 def mix(x):
     """Scramble 32-bit integers (the xorshift-multiply rounds of Wellons' lowbias32)."""
     x = (x ^ ((x >> 16) & 0xFFFF)) * _MIX1
@@ -47,11 +55,16 @@ def dropout(x, p, key, batch_axis=0):
     """
     if key is None or p == 0:
         return x
-    rows = list(x.shape[:-1])
-    batch, rows[batch_axis] = rows[batch_axis], 1
-    place = mx.arange(x[..., 0].size // batch, dtype=mx.int32)
-    key = key.reshape([-1] + [1] * (x.ndim - 2 - batch_axis))
+    row, column, least = dropout_words(x.shape, p, key, batch_axis)
+    return mx.where(row[..., None] * column >= least, x * (1 / (1 - p)), 0)
+
+
+def dropout_words(shape, p, key, batch_axis=0):
+    """(row, column, least): x (..., N) is kept where row[..., None] * column >= least."""
+    rows = list(shape[:-1])
+    rows[batch_axis] = 1
+    place = mx.arange(math.prod(rows), dtype=mx.int32)
+    key = key.reshape([-1] + [1] * (len(rows) - 1 - batch_axis))
     row = mix(mix(place.reshape(rows)) + key) | 1
-    column = mix(mx.arange(1, x.shape[-1] + 1, dtype=mx.int32)) | 1
-    keep = row[..., None] * column >= round(p * 2**32) - 2**31
-    return mx.where(keep, x * (1 / (1 - p)), 0)
+    column = mix(mx.arange(1, shape[-1] + 1, dtype=mx.int32)) | 1
+    return row, column, round(p * 2**32) - 2**31

@@ -7,7 +7,8 @@ a stack (heads, layers, experts) orthogonalised on its own, all of them in one b
 
 import mlx.core as mx
 import mlx.optimizers
-from mlx.utils import tree_map
+
+from mlx_models.layers import settle
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al., 2024: five rounds of this quintic
 
@@ -33,32 +34,42 @@ class Optimizer:
         self.muon = {p.name: p for p in spec.params() if muon and p.group == "hidden"}
         self.adam_scale = settings.adam_lr_scale if muon else 1.0
         self.momentum = {name: mx.zeros_like(params[name]) for name in self.muon}
-        decays = [p.name for p in spec.params() if p.name not in self.muon and p.decays]
-        spared = [p.name for p in spec.params() if p.name not in self.muon and not p.decays]
-        groups = [(decays, settings.weight_decay), (spared, 0.0)]
-        self.adam = [(names, mlx.optimizers.AdamW(
-            0.0, [settings.beta1, settings.beta2], settings.eps, decay, bias_correction=True))
-            for names, decay in groups]
+        self.adam_names = [p.name for p in spec.params() if p.name not in self.muon]
+        self.adam = {p.name: mlx.optimizers.AdamW(
+            0.0, [settings.beta1, settings.beta2], settings.eps,
+            settings.weight_decay if p.decays else 0.0, bias_correction=True)
+            for p in spec.params() if p.name in self.adam_names}
         self.start_adam(0)
 
     def start_adam(self, step):
         """The state that AdamW would make at its first step; here before it, so it can be read."""
-        for names, adam in self.adam:
-            adam.init({name: self.params[name] for name in names})
+        for name, adam in self.adam.items():
+            adam.init({name: self.params[name]})
             adam.state["step"] = mx.array(step, mx.uint64)
+        settle([self.momentum, *(adam.state for adam in self.adam.values())])
 
     def update(self, grads, lr, good):
-        """One step at rate `lr` from grads {name: array}; nothing where `good` is false."""
-        for names, adam in self.adam:
-            adam.learning_rate = lr * self.adam_scale
-            old = {name: self.params[name] for name in names}
-            # apply_gradients changes the inner dictionaries, so `old_state` has its own.
-            old_state = tree_map(lambda x: x, {key: adam.state[key] for key in ["step", *names]})
-            new = adam.apply_gradients({name: grads[name] for name in names}, old)
-            self.params |= _where(good, new, old)
-            adam.state.update(_where(good, {key: adam.state[key] for key in old_state}, old_state))
+        """One step at rate `lr` from grads {name: array}, taken out of it; nothing where `good`
+        is false.
+
+        One parameter is asked for after the other: together they would need room for the old
+        and the new of all.
+        """
+        for name in self.adam_names:
+            self.adam_step(name, grads.pop(name), lr, good)
+            settle([self.params[name], self.adam[name].state])
         for name, param in self.muon.items():
-            self.muon_step(name, param, grads[name], lr, good)
+            self.muon_step(name, param, grads.pop(name), lr, good)
+            settle([self.params[name], self.momentum[name]])
+
+    def adam_step(self, name, grad, lr, good):
+        adam, old = self.adam[name], self.params[name]
+        adam.learning_rate = lr * self.adam_scale
+        old_step, old_state = adam.state["step"], dict(adam.state[name])
+        new = adam.apply_gradients({name: grad}, {name: old})[name]
+        self.params[name] = mx.where(good, new, old)
+        adam.state["step"] = mx.where(good, adam.state["step"], old_step)
+        adam.state[name] = {k: mx.where(good, adam.state[name][k], old_state[k]) for k in old_state}
 
     def muon_step(self, name, param, grad, lr, good):
         beta, decay = self.settings.momentum, self.settings.weight_decay
@@ -74,23 +85,15 @@ class Optimizer:
     def state(self):
         """{neutral name: array}; `step` counts the updates that were made."""
         state = {f"momentum.{name}": momentum for name, momentum in self.momentum.items()}
-        for names, adam in self.adam:
+        for name, adam in self.adam.items():
             state["step"] = adam.state["step"]
-            for name in names:
-                state |= {f"m.{name}": adam.state[name]["m"], f"v.{name}": adam.state[name]["v"]}
+            state |= {f"m.{name}": adam.state[name]["m"], f"v.{name}": adam.state[name]["v"]}
         return state
 
     def load_state(self, state):
         """Take over {neutral name: array}, names and shapes checked by the caller."""
         self.start_adam(int(state["step"]))
-        for names, adam in self.adam:
-            for name in names:
-                adam.state[name] = {"m": state[f"m.{name}"], "v": state[f"v.{name}"]}
+        for name, adam in self.adam.items():
+            adam.state[name] = {"m": state[f"m.{name}"], "v": state[f"v.{name}"]}
         self.momentum = {name: state[f"momentum.{name}"] for name in self.muon}
 
-
-def _where(good, new, old):
-    """`new` where `good`, else `old`, through dictionaries of arrays."""
-    if isinstance(new, dict):
-        return {key: _where(good, new[key], old[key]) for key in new}
-    return mx.where(good, new, old)

@@ -4,10 +4,11 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-from mlx_models.layers import total
+from mlx_models.layers import settle, total
 from mlx_models.loss import cross_entropy, right_guesses
 from mlx_models.optim import Optimizer
 from specs.backend import Progress, fitting_state
+from specs.machine import give_back
 
 GROW_AFTER = 2000  # good steps in float16 before the loss scale is doubled
 
@@ -44,7 +45,10 @@ class Trainer:
             loss, more = self.loss_and_grads(self.params, *arrays(batch), count, self.loss_scale)
             grads = more if grads is None else tree_map(mx.add, grads, more)
             total = total + loss / self.loss_scale
-            mx.async_eval(grads)
+            del more
+            settle(grads)
+            if self.model.recompute:
+                give_back()
         grads, norm = self.clip(grads)
         good = mx.isfinite(total) & mx.isfinite(norm)
         self.optimizer.update(grads, lr, good)
@@ -57,7 +61,11 @@ class Trainer:
 
     def clip(self, grads):
         """Take the loss scale out of the gradients and bound their norm; the norm before."""
-        norm = mx.sqrt(sum(total(mx.square(g)) for g in grads.values())) / self.loss_scale
+        squares = {}
+        for name, g in grads.items():
+            squares[name] = total(mx.square(g))
+            settle(squares[name])
+        norm = mx.sqrt(sum(squares.values())) / self.loss_scale
         limit = self.settings.grad_clip
         factor = mx.minimum(limit / (norm + 1e-6), 1.0) if limit else mx.array(1.0)
         factor = factor / self.loss_scale

@@ -42,9 +42,9 @@ class Backend:
     def build(self, spec, weights, dtype="float32", recompute=False):
         weights = load_strictly(spec, weights)
         master = torch.float64 if dtype == "float64" else torch.float32
-        with torch.device("meta"):
-            module = importlib.import_module(f"torch_models.{spec.arch}")
-            model = module.Model(spec, getattr(torch, dtype))
+        # On the device "meta" torch would import its compiler, 70 MB, to fill what is not there.
+        module = importlib.import_module(f"torch_models.{spec.arch}")
+        model = module.Model(spec, getattr(torch, dtype))
         state = {name: torch.tensor(w, dtype=master, device=self.device)
                  for name, w in weights.items()}
         model.load_state_dict(state, strict=True, assign=True)

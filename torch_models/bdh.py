@@ -9,10 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from torch_models.bdh_fast import in_tiles
 from torch_models.cache import Rows
 from torch_models.layers import dropout, fold, recompute, upcast
 
 CHUNK = 256  # tokens; a longer chunk costs more scores, a shorter one more reads of the state
+
+
+def quadratic_wins(T, C):
+    """Whether all scores of T tokens cost less than the state that would stand for them."""
+    return T <= 2 * C + CHUNK
 
 
 class LayerNorm(nn.Module):
@@ -55,7 +61,7 @@ class Attention(nn.Module):
     def forward(self, r, x, cache=None):
         if cache is not None:
             return cache.attend(self, r, x)
-        if self.window or r.shape[2] <= 2 * x.shape[-1] + CHUNK:
+        if self.window or quadratic_wins(*x.shape[1:]):
             return self.quadratic(r, r, x)
         return self.chunkwise(r, x)[0]
 
@@ -180,15 +186,23 @@ class Model(nn.Module):
 
     def forward(self, tokens, cache=None, key=None):
         cos, sin = self.rotary(cache[0].offset if cache else 0, tokens.shape[1])
-        weights = [w.to(self.dtype) for w in (self.encoder, self.encoder_v, self.decoder)]
         x = self.embed_norm(self.embed(tokens))
+        if self.recompute and cache is None and quadratic_wins(*x.shape[1:]):
+            x = in_tiles(self, x, cos, sin, key)
+        else:
+            x = self.plain(x, cos, sin, cache, key)
+        return upcast(x.to(self.dtype) @ self.lm_head.to(self.dtype))
+
+    def plain(self, x, cos, sin, cache, key):
+        """The layers one after the other, as the equations say."""
+        weights = [w.to(self.dtype) for w in (self.encoder, self.encoder_v, self.decoder)]
         for i, layer in enumerate(self.layers):
             args = (x, *self.layer_weights(weights, i), cos, sin, fold(key, i))
             if cache is not None:
                 x = layer(*args, cache[i])
             else:
                 x = recompute(layer, *args) if self.recompute else layer(*args)
-        return upcast(x.to(self.dtype) @ self.lm_head.to(self.dtype))
+        return x
 
     def layer_weights(self, weights, i):
         encoder, encoder_v, decoder = (

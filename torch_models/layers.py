@@ -1,5 +1,7 @@
 """What every architecture of this panel uses: precision, dropout, recomputation."""
 
+import math
+
 import torch
 from torch.utils.checkpoint import checkpoint
 
@@ -38,11 +40,16 @@ def dropout(x, p, key, batch_axis=0):
     """
     if key is None or p == 0:
         return x
-    rows = list(x.shape[:-1])
-    batch, rows[batch_axis] = rows[batch_axis], 1
-    place = torch.arange(x[..., 0].numel() // batch, dtype=torch.int32, device=x.device)
-    key = key.reshape([-1] + [1] * (x.ndim - 2 - batch_axis))
+    row, column, least = dropout_words(x.shape, p, key, batch_axis)
+    return torch.where(row[..., None] * column >= least, x * (1 / (1 - p)), 0)
+
+
+def dropout_words(shape, p, key, batch_axis=0):
+    """(row, column, least): x (..., N) is kept where row[..., None] * column >= least."""
+    rows = list(shape[:-1])
+    rows[batch_axis] = 1
+    place = torch.arange(math.prod(rows), dtype=torch.int32, device=key.device)
+    key = key.reshape([-1] + [1] * (len(rows) - 1 - batch_axis))
     row = mix(mix(place.reshape(rows)) + key) | 1
-    column = mix(torch.arange(1, x.shape[-1] + 1, dtype=torch.int32, device=x.device)) | 1
-    keep = row[..., None] * column >= round(p * 2**32) - 2**31
-    return torch.where(keep, x * (1 / (1 - p)), 0)
+    column = mix(torch.arange(1, shape[-1] + 1, dtype=torch.int32, device=key.device)) | 1
+    return row, column, round(p * 2**32) - 2**31

@@ -1,11 +1,13 @@
 """AdamW and Muon for the parameter table of a spec; the twin is mlx_models/optim.py.
 
-AdamW is PyTorch's own, fused: decoupled decay, bias correction, eps outside the root. Muon is
+AdamW is PyTorch's own, fused: decoupled decay, bias correction, eps outside the root; called as
+a function, for the class imports PyTorch's compiler, 60 MB of it. Muon is
 written here from the definition in docs/optimizers.md: decoupled decay, float32, every matrix of
 a stack (heads, layers, experts) orthogonalised on its own, all of them in one batched call.
 """
 
 import torch
+from torch.optim.adamw import adamw
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al., 2024: five rounds of this quintic
 
@@ -32,35 +34,34 @@ class Optimizer:
         self.adam_scale = settings.adam_lr_scale if muon else 1.0
         self.momentum = {name: torch.zeros_like(params[name]) for name in self.muon}
         self.adam_names = [p.name for p in spec.params() if p.name not in self.muon]
-        decays = [params[p.name] for p in spec.params() if p.name not in self.muon and p.decays]
-        spared = [params[p.name] for p in spec.params()
-                  if p.name not in self.muon and not p.decays]
-        groups = [{"params": decays, "weight_decay": settings.weight_decay},
-                  {"params": spared, "weight_decay": 0.0}]
-        self.adam = torch.optim.AdamW(
-            groups, betas=(settings.beta1, settings.beta2), eps=settings.eps, fused=True)
+        self.decays = {p.name: p.decays for p in spec.params()}
         self.start_adam(0)
 
     def start_adam(self, step):
         """The state that AdamW would make at its first step; here before it, so it can be read."""
+        self.adam = {}
         for name in self.adam_names:
             p = self.params[name]
-            self.adam.state[p] = {
-                "step": torch.tensor(float(step), device=p.device),
-                "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+            self.adam[name] = {"step": torch.tensor(float(step), device=p.device),
+                               "m": torch.zeros_like(p), "v": torch.zeros_like(p)}
 
     @torch.no_grad()
     def update(self, grads, lr, good):
         """One step at rate `lr` from grads {name: tensor}; nothing where `good` is false."""
-        for name in self.adam_names:
-            self.params[name].grad = grads[name]
-        for group in self.adam.param_groups:
-            group["lr"] = lr * self.adam_scale
-        self.adam.grad_scale = None
-        self.adam.found_inf = 1 - good.to(torch.float32)
-        self.adam.step()
+        for decays in (True, False):
+            names = [name for name in self.adam_names if self.decays[name] == decays]
+            self.adam_step(names, [grads[name] for name in names], lr, good,
+                           self.settings.weight_decay if decays else 0.0)
         for name, param in self.muon.items():
             self.muon_step(name, param, grads[name], lr, good)
+
+    def adam_step(self, names, grads, lr, good, decay):
+        settings = self.settings
+        adam = {key: [self.adam[name][key] for name in names] for key in ("m", "v", "step")}
+        adamw([self.params[name] for name in names], grads, adam["m"], adam["v"], [],
+              adam["step"], fused=True, found_inf=1 - good.to(torch.float32), amsgrad=False,
+              beta1=settings.beta1, beta2=settings.beta2, lr=lr * self.adam_scale,
+              weight_decay=decay, eps=settings.eps, maximize=False)
 
     def muon_step(self, name, param, grad, lr, good):
         beta, decay = self.settings.momentum, self.settings.weight_decay
@@ -77,8 +78,8 @@ class Optimizer:
         """{neutral name: tensor}; `step` counts the updates that were made."""
         state = {f"momentum.{name}": momentum for name, momentum in self.momentum.items()}
         for name in self.adam_names:
-            adam = self.adam.state[self.params[name]]
-            state |= {f"m.{name}": adam["exp_avg"], f"v.{name}": adam["exp_avg_sq"]}
+            adam = self.adam[name]
+            state |= {f"m.{name}": adam["m"], f"v.{name}": adam["v"]}
             state["step"] = adam["step"]
         return state
 
@@ -86,7 +87,6 @@ class Optimizer:
         """Take over {neutral name: tensor}, names and shapes checked by the caller."""
         self.start_adam(int(state["step"]))
         for name in self.adam_names:
-            adam = self.adam.state[self.params[name]]
-            adam["exp_avg"].copy_(state[f"m.{name}"])
-            adam["exp_avg_sq"].copy_(state[f"v.{name}"])
+            self.adam[name]["m"].copy_(state[f"m.{name}"])
+            self.adam[name]["v"].copy_(state[f"v.{name}"])
         self.momentum = {name: state[f"momentum.{name}"].clone() for name in self.muon}

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from specs.backend import Progress, fitting_state
+from specs.machine import give_back
 from torch_models.loss import cross_entropy, right_guesses
 from torch_models.optim import Optimizer
 
@@ -52,6 +53,8 @@ class Trainer:
         for batch in batches:
             tokens, targets, key = tensors(batch, self.device)
             loss = cross_entropy(self.model(tokens, key=key), targets) / count
+            if self.model.recompute:
+                give_back()
             (loss * self.loss_scale).backward()
             total = total + loss.detach()
         grads = {name: p.grad for name, p in self.params.items()}

@@ -17,7 +17,7 @@ from train.rundir import RUNS, free_name
 ROOT = Path(__file__).parent.parent
 CONSOLE = Console(highlight=False, soft_wrap=True)
 TRAINING = ["--arch", "bdh", "--preset", "demo", "--steps", "200", "--batch-size", "8",
-            "--lr", "4e-3", "--eval-every", "100", "--save-every", "100"]
+            "--optimizer", "muon", "--lr", "2e-2", "--eval-every", "100", "--save-every", "100"]
 RUNGS = "parameters,logits,gradients,decoding,sampling"
 
 

@@ -38,7 +38,7 @@ CASES = {
     "missing-init": ([*NEW, "--init", "no.safetensors"], "no.safetensors"),
     "foreign-init": ([*NEW, "--init", "text.txt"], "no safetensors file"),
     "unknown-run": (["--resume", "nothing"], "no run 'nothing'"),
-    "little-memory": ([*NEW, "--memory", "1MB", "--backend", "mlx"], "more than --memory"),
+    "little-memory": ([*NEW, "--memory", "0.25MB", "--backend", "mlx"], "more than --memory"),
     "typo": ([*NEW, "--stepz", "1"], "unrecognized arguments"),
 }
 

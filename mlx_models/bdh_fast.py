@@ -1,0 +1,233 @@
+"""A layer of BDH in little memory and in cache: its inner sum and the gradient of it by hand.
+
+The twin is torch_models/bdh_fast.py, the plain form `Block` of bdh.py. What is as wide as the
+neurons lives for one tile: a head, some rows of the batch, a slice of its neurons. All is a sum
+over slices but the norm between attention and gate, so each direction goes over them twice. From
+forward to backward pass a layer keeps x and its scores, and computes the neurons again: eight
+products with weights where storing them takes six, half of r rᵀ left out.
+
+Arrays of a slice are (2, ..., m): its even neurons, then its odd ones, the pairs that RoPE turns.
+MLX may compute in any order, so each slice is made to wait for what comes before it.
+"""
+
+import mlx.core as mx
+
+from mlx_models.layers import dropout_words, fold, upcast
+
+SLICE = 1024  # neurons and
+TOKENS = 512  # tokens of a tile: in float32 2 MiB, about a core's cache
+BLOCK = 128  # tokens whose scores are computed together: those after them are left out
+
+
+def in_tiles(model, x, cos, sin, key):
+    """x (B, T, C) through all layers of `model`."""
+    weights = cut(model)
+    for i, block in enumerate(model.layers):
+        mix = Mix(model, i, cos, sin, fold(key, i))
+        own = 0 if model.spec.share_layers else i
+        o, _, *weights[own] = Tiles(mix)(x, *weights[own])
+        x = block.norm(x + block.mlp_norm(o))
+    return x
+
+
+def cut(model):
+    """For each layer of its own weights all slices (2, m, C): encoder's, encoder_v's, decoder's."""
+    spec = model.spec
+    H, N, C = spec.n_head, spec.d_state, spec.n_embd
+    layers = 1 if spec.share_layers else spec.n_layer
+    starts = [h * N // 2 + n for h in range(H) for n in range(0, N // 2, SLICE // 2)]
+    into = [((layers, H, C, N // 2, 2), (0, 4, 1, 3, 2))] * 2
+    into += [((layers, H, N // 2, 2, C), (0, 3, 1, 2, 4))]
+
+    @mx.custom_function
+    def slices(*weights):
+        found = []
+        for w, (shape, order) in zip(weights, into, strict=True):
+            w = w.reshape(shape).transpose(order).reshape(layers, 2, -1, C)
+            for own in w:
+                found += mx.split(own, starts[1:], axis=1)
+        return found
+
+    @slices.vjp
+    def join(weights, grads, _):
+        """The same backwards, but one weight at a time: all at once would take twice the room."""
+        grads, joined = list(grads), []
+        for w, (shape, order) in zip(weights, into, strict=True):
+            own = [mx.concatenate(grads[i : i + len(starts)], axis=1)[None]
+                   for i in range(0, layers * len(starts), len(starts))]
+            g = mx.concatenate(own).reshape([shape[axis] for axis in order])
+            joined.append(g.transpose([order.index(axis) for axis in range(5)]).reshape(w.shape))
+            grads = grads[layers * len(starts) :]
+            grads = mx.depends(grads, joined[-1:]) if grads else []
+        return joined
+
+    found = slices(model.encoder, model.encoder_v, model.decoder)
+    each = [found[i : i + len(starts)] for i in range(0, len(found), len(starts))]
+    return [sum(each[layer::layers], []) for layer in range(layers)]
+
+
+class Tiles:
+    """x (B, T, C) → Σ_h g_h·decoder_h (B, T, C) of one layer, its scores, and the weights.
+
+    The weights pass through so that their gradients are added up inside, slice by slice.
+    """
+
+    def __init__(self, mix):
+        self.mix = mix
+
+    def __call__(self, x, *weights):
+        function = mx.custom_function(self.forward)
+        function.vjp(self.backward)
+        return function(x, *weights)
+
+    def forward(self, x, *weights):
+        mix, slices = self.mix, self.mix.heads_of(weights)
+        o, scores = [[] for _ in slices], [[] for _ in slices]
+        for h, rows in mix.tiles(*x.shape[:2]):
+            more_scores, more = mix.forward(h, rows, x[rows].astype(mix.dtype), slices[h])
+            scores[h].append(more_scores)
+            o[h].append(more)
+            x, = mx.depends([x], [more])
+        scores = mx.stack([mx.concatenate(each) for each in scores])
+        return sum(mx.concatenate(each) for each in o) * mix.gain, scores, *weights
+
+    def backward(self, primals, cotangents, outputs):
+        mix, (x, *weights), scores = self.mix, primals, outputs[1]
+        do, _, *grads = cotangents
+        do, dx = do * mix.gain, [[] for _ in range(mix.heads)]
+        if mix.last:  # zeros, that nobody needs to make
+            grads = [None] * len(grads)
+        slices, grads = mix.heads_of(weights), mix.heads_of(grads)
+        for h, rows in mix.tiles(*x.shape[:2]):
+            more, grads[h] = mix.backward(h, rows, x[rows].astype(mix.dtype), slices[h],
+                                          scores[h, rows], do[rows], grads[h])
+            dx[h].append(more)
+            x, do = mx.depends([x, do], [more, *(g for triple in grads[h] for g in triple)])
+        grads = [triple[kind] for kind in range(3) for head in grads for triple in head]
+        return sum(mx.concatenate(each) for each in dx), *grads
+
+
+class Mix:
+    """What the tiles of layer `index` share; cos and sin (T, N/2), dropout key (B,) or None."""
+
+    def __init__(self, model, index, cos, sin, key):
+        spec, block = model.spec, model.layers[index]
+        self.norm, self.scale, self.window = block.attn_norm, spec.scale, spec.window
+        self.dtype, self.heads = model.dtype, spec.n_head
+        self.last = index == spec.n_layer - 1 or not spec.share_layers
+        half = SLICE // 2, spec.d_state // 2
+        self.slices = [slice(n, min(n + half[0], half[1])) for n in range(0, half[1], half[0])]
+        self.cos, self.sin = cos, sin
+        self.gain, self.words = 1.0, None
+        if key is not None and spec.dropout:
+            shape = spec.n_head, len(key), len(cos), spec.d_state
+            self.gain = 1 / (1 - spec.dropout)
+            row, column, least = dropout_words(shape, spec.dropout, key, batch_axis=1)
+            self.words = row, column.reshape(-1, 1, 2).T, least
+
+    def heads_of(self, slices):
+        """Per head and slice, the neurons' three weights."""
+        kind, head = len(slices) // 3, len(self.slices)
+        triples = list(zip(slices[:kind], slices[kind : 2 * kind], slices[2 * kind :], strict=True))
+        return [triples[h : h + head] for h in range(0, kind, head)]
+
+    def tiles(self, B, T):
+        step = max(1, TOKENS // T)
+        return [(h, slice(b, b + step)) for h in range(self.heads) for b in range(0, B, step)]
+
+    def forward(self, h, rows, x, slices):
+        """Scores (b, T, T) and o (b, T, C) of a tile."""
+        x_, blocks, kept, o = x.flatten(0, 1), [], [], None
+        for n, (e, _, _) in zip(self.slices, slices, strict=True):
+            s = relu(x_ @ e.astype(x.dtype).mT)
+            blocks = self.add_scores(blocks, self.turn(s, n, x.shape))
+            kept.append(s)
+            x_, = mx.depends([x_], blocks)
+        scores = self.mask(self.joined(blocks))
+        y = self.norm(scores.astype(x.dtype) @ x).flatten(0, 1).astype(x.dtype)
+        for n, (_, ev, d) in zip(self.slices, slices, strict=True):
+            g = relu(y @ ev.astype(x.dtype).mT) * kept.pop(0)
+            o = add(o, (self.drop(g, h, rows, n) @ d.astype(x.dtype)).sum(0))
+            y, = mx.depends([y], [o])
+        return scores, o.reshape(x.shape)
+
+    def backward(self, h, rows, x, slices, scores, do, grads):
+        """dx (b, T, C) of a tile for the gradient `do` at the output; `grads` and those of it."""
+        x_, do_ = x.flatten(0, 1), do.astype(x.dtype).flatten(0, 1)
+        attended = scores.astype(x.dtype) @ x
+        y = self.norm(attended).flatten(0, 1).astype(x.dtype)
+        dy, kept, half_grads, new_grads = None, [], [], []
+        for n, (e, ev, d), (_, dev, dd) in zip(self.slices, slices, grads, strict=True):
+            s = relu(x_ @ e.astype(x.dtype).mT)
+            v = relu(y @ ev.astype(x.dtype).mT)
+            dd = add(dd, self.drop(s * v, h, rows, n).mT @ do_)
+            dg = self.drop(do_ @ d.astype(x.dtype).mT, h, rows, n)
+            dv = dg * s * mx.sign(v)
+            dev = add(dev, dv.mT @ y)
+            dy = add(dy, (dv @ ev.astype(x.dtype)).sum(0))
+            kept.append((s, dg * v))
+            half_grads.append((dev, dd))
+            x_, y, do_ = mx.depends([x_, y, do_], [dd, dev, dy, kept[-1][1]])
+        dy = dy.reshape(x.shape)
+        d_attended = mx.vjp(self.norm, [attended], [dy])[1][0].astype(x.dtype)
+        dx = upcast(scores.astype(x.dtype).mT @ d_attended).flatten(0, 1)
+        d_scores = self.mask(d_attended @ x.mT)
+        d_scores = d_scores + d_scores.mT
+        for n, (e, _, _), (de, _, _), more in zip(
+                self.slices, slices, grads, half_grads, strict=True):
+            s, ds = kept.pop(0)
+            dr = d_scores @ self.turn(s, n, x.shape)
+            ds = (ds + self.turn(dr, n, x.shape, back=True).flatten(1, 2)) * mx.sign(s)
+            de = add(de, ds.mT @ x_)
+            dx = add(dx, (ds @ e.astype(x.dtype)).sum(0))
+            new_grads.append((de, *more))
+            d_scores, x_ = mx.depends([d_scores, x_], [de, dx])
+        return dx.reshape(x.shape), new_grads
+
+    def turn(self, s, n, shape, back=False):
+        """RoPE of a slice, (2, b, T, m); `back`: the other way."""
+        even, odd = s.reshape(2, *shape[:2], -1)
+        cos, sin = mx.contiguous(self.cos[:, n]), mx.contiguous(self.sin[:, n])
+        if back:
+            return mx.stack([even * cos + odd * sin, odd * cos - even * sin])
+        return mx.stack([even * cos - odd * sin, odd * cos + even * sin])
+
+    def add_scores(self, blocks, r):
+        """Add r rᵀ to its blocks of rows, but for what is masked after them."""
+        T, more = r.shape[2], []
+        for i in range(0, T, BLOCK):
+            first = max(0, i - self.window + 1) if self.window else 0
+            keys = slice(first, i + BLOCK)
+            product = (r[:, :, i : i + BLOCK] @ r[:, :, keys].mT).sum(0)
+            more.append(add(blocks.pop(0) if blocks else None, product))
+        return more
+
+    def joined(self, blocks):
+        """(b, T, T) from the blocks of `add_scores`."""
+        T, rows = sum(block.shape[1] for block in blocks), []
+        for i, block in enumerate(blocks):
+            stop = min((i + 1) * BLOCK, T)
+            rows.append(mx.pad(block, [(0, 0), (0, 0), (stop - block.shape[2], T - stop)]))
+        return mx.concatenate(rows, axis=1)
+
+    def mask(self, scores):
+        scores = mx.tril(scores, -1)
+        if self.window:
+            scores = mx.triu(scores, 1 - self.window)
+        return scores if self.scale == 1 else scores * self.scale
+
+    def drop(self, g, h, rows, n):
+        """Zero what dropout drops of g (2, b·T, m); `gain` makes up for it outside."""
+        if self.words is None:
+            return g
+        row, column, least = self.words
+        return g * (row[h, rows].reshape(-1, 1) * column[:, :, n] >= least)
+
+
+def relu(x):
+    return mx.maximum(x, 0)
+
+
+def add(total, more):
+    """total + more in at least float32; no total is zero."""
+    return upcast(more) if total is None else total + more

@@ -1,0 +1,187 @@
+"""A layer of BDH in little memory and in cache: its inner sum and the gradient of it by hand.
+
+The twin is mlx_models/bdh_fast.py, the plain form `Block` of bdh.py. What is as wide as the
+neurons lives for one tile: a head, some rows of the batch, a slice of its neurons. All is a sum
+over slices but the norm between attention and gate, so each direction goes over them twice. From
+forward to backward pass a layer keeps x and its scores, and computes the neurons again: eight
+products with weights where storing them takes six, half of r rᵀ left out.
+"""
+
+import torch
+
+from torch_models.layers import dropout_words, fold, upcast
+
+SLICE = 1024  # neurons and
+TOKENS = 512  # tokens of a tile: in float32 2 MiB, about a core's cache
+BLOCK = 128  # tokens whose scores are computed together: those after them are left out
+
+
+def in_tiles(model, x, cos, sin, key):
+    """x (B, T, C) through all layers of `model`."""
+    grads = []
+    for i, block in enumerate(model.layers):
+        mix = Mix(model, i, cos, sin, fold(key, i), grads)
+        o = Tiles.apply(mix, x, model.encoder, model.encoder_v, model.decoder)
+        x = block.norm(x + block.mlp_norm(o))
+    return x
+
+
+class Tiles(torch.autograd.Function):
+    """x (B, T, C) → Σ_h g_h·decoder_h (B, T, C) of layer `mix.index`."""
+
+    @staticmethod
+    def forward(ctx, mix, x, *weights):
+        B, T, _ = x.shape
+        o = torch.zeros_like(x)
+        scores = x.new_zeros(mix.heads, B, T, T)
+        slices = mix.cut(*weights)
+        for h, rows in mix.tiles(B, T):
+            mix.forward(h, rows, x[rows].to(mix.dtype), slices[h], scores[h, rows], o[rows])
+        o *= mix.gain
+        ctx.mix = mix
+        ctx.save_for_backward(x, scores, *weights)
+        return o
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, do):
+        mix = ctx.mix
+        x, scores, *weights = ctx.saved_tensors
+        do, dx = do * mix.gain, torch.zeros_like(x)
+        slices, grads = mix.cut(*weights), mix.cut(*mix.open(weights))
+        for h, rows in mix.tiles(*x.shape[:2]):
+            mix.backward(h, rows, x[rows].to(mix.dtype), slices[h], scores[h, rows], do[rows],
+                         dx[rows], grads[h])
+        return None, dx, *mix.close()
+
+
+class Mix:
+    """What the tiles of layer `index` share; cos and sin (T, N/2), dropout key (B,) or None.
+
+    `grads` is a list that all layers share: the gradients of the weights, added up in place from
+    the last layer to the first, which gives them out.
+    """
+
+    def __init__(self, model, index, cos, sin, key, grads):
+        spec, block = model.spec, model.layers[index]
+        self.norm, self.scale, self.window = block.attn_norm, spec.scale, spec.window
+        self.index, self.dtype, self.heads = index, model.dtype, spec.n_head
+        self.slices = [slice(n, min(n + SLICE, spec.d_state))
+                       for n in range(0, spec.d_state, SLICE)]
+        self.cos, self.sin, self.grads = cos, sin, grads
+        self.gain, self.words = 1.0, None
+        if key is not None and spec.dropout:
+            shape = spec.n_head, len(key), len(cos), spec.d_state
+            self.gain = 1 / (1 - spec.dropout)
+            self.words = dropout_words(shape, spec.dropout, key, batch_axis=1)
+
+    def open(self, weights):
+        if not self.grads:
+            self.grads += [torch.zeros_like(w) for w in weights]
+        return self.grads
+
+    def close(self):
+        if self.index:
+            return [None] * len(self.grads)
+        grads = list(self.grads)
+        self.grads.clear()
+        return grads
+
+    def cut(self, encoder, encoder_v, decoder):
+        """Per head and slice, the neurons' three weights, each (n, C): views."""
+        if encoder.ndim == 4:
+            encoder, encoder_v, decoder = (w[self.index] for w in (encoder, encoder_v, decoder))
+        decoder = decoder.view(self.heads, -1, decoder.shape[-1])
+        return [[(e[n], ev[n], d[n]) for n in self.slices]
+                for e, ev, d in zip(encoder.mT, encoder_v.mT, decoder, strict=True)]
+
+    def tiles(self, B, T):
+        step = max(1, TOKENS // T)
+        return [(h, slice(b, b + step)) for h in range(self.heads) for b in range(0, B, step)]
+
+    def forward(self, h, rows, x, slices, scores, o):
+        """Fill `scores` (b, T, T) and add to `o` (b, T, C)."""
+        x_, o_ = x.flatten(0, 1), o.flatten(0, 1)
+        kept, _ = self.room(x_)
+        for n, s, (e, _, _) in zip(self.slices, kept, slices, strict=True):
+            torch.mm(x_, e.to(x.dtype).T, out=s).relu_()
+            self.add_scores(scores, self.turn(s, n, x.shape))
+        y = self.norm(self.mask(scores).to(x.dtype) @ x).flatten(0, 1).to(x.dtype)
+        for n, s, (_, ev, d) in zip(self.slices, kept, slices, strict=True):
+            g = torch.relu_(y @ ev.to(x.dtype).T).mul_(s)
+            add(o_, self.drop(g, h, rows, n), d.to(x.dtype))
+
+    def backward(self, h, rows, x, slices, scores, do, dx, grads):
+        """Add to `dx` (b, T, C) and to `grads`, for the gradient `do` at the output."""
+        x_, do_, dx_ = x.flatten(0, 1), do.to(x.dtype).flatten(0, 1), dx.flatten(0, 1)
+        attended = (scores.to(x.dtype) @ x).requires_grad_()
+        with torch.enable_grad():
+            normed = self.norm(attended)
+        y = normed.detach().flatten(0, 1).to(x.dtype)
+        dy = torch.zeros_like(dx_)
+        kept = self.room(x_)
+        for n, s, ds, (e, ev, d), (_, dev, dd) in zip(
+                self.slices, *kept, slices, grads, strict=True):
+            torch.mm(x_, e.to(x.dtype).T, out=s).relu_()
+            v = torch.relu_(y @ ev.to(x.dtype).T)
+            add(dd, self.drop(s * v, h, rows, n).T, do_)
+            dg = self.drop(do_ @ d.to(x.dtype).T, h, rows, n)
+            dv = (dg * s).mul_(v.sign())
+            add(dev, dv.T, y)
+            add(dy, dv, ev.to(x.dtype))
+            torch.mul(dg, v, out=ds)
+        d_attended, = torch.autograd.grad(normed, attended, dy.view_as(normed))
+        d_attended = d_attended.to(x.dtype)
+        dx += scores.to(x.dtype).mT @ d_attended
+        d_scores = self.mask(d_attended @ x.mT)
+        d_scores += d_scores.mT.clone()
+        for n, s, ds, (e, _, _), (de, _, _) in zip(
+                self.slices, *kept, slices, grads, strict=True):
+            dr = d_scores @ self.turn(s, n, x.shape)
+            ds += self.turn(dr, n, x.shape, back=True).flatten(0, 1)
+            ds.mul_(s.sign())
+            add(de, ds.T, x_)
+            add(dx_, ds, e.to(x.dtype))
+
+    def room(self, x_):
+        """Twice an array (b·T, n) for each slice, cut from one that comes and goes as a whole."""
+        sizes = [len(x_) * (n.stop - n.start) for n in self.slices]
+        return [[part.view(len(x_), -1) for part in whole.split(sizes)]
+                for whole in x_.new_empty(2, sum(sizes))]
+
+    def turn(self, s, n, shape, back=False):
+        """RoPE of a slice, (b, T, n): a product of complex numbers; `back`: the other way."""
+        half = slice(n.start // 2, n.stop // 2)
+        turns = torch.complex(upcast(self.cos[:, half]), upcast(self.sin[:, half]))
+        pairs = torch.view_as_complex(upcast(s).view(*shape[:2], -1, 2))
+        turned = pairs * (turns.conj() if back else turns)
+        return torch.view_as_real(turned).flatten(2).to(s.dtype)
+
+    def add_scores(self, scores, r):
+        """Add r rᵀ, but for blocks that are masked."""
+        for i in range(0, r.shape[1], BLOCK):
+            first = max(0, i - self.window + 1) if self.window else 0
+            keys = slice(first, i + BLOCK)
+            for scores_b, r_b in zip(scores, r, strict=True):
+                add(scores_b[i : i + BLOCK, keys], r_b[i : i + BLOCK], r_b[keys].T)
+
+    def mask(self, scores):
+        scores = scores.tril_(-1)
+        if self.window:
+            scores = scores.triu_(1 - self.window)
+        return scores if self.scale == 1 else scores.mul_(self.scale)
+
+    def drop(self, g, h, rows, n):
+        """Zero what dropout drops of g (b·T, n); `gain` makes up for it outside."""
+        if self.words is None:
+            return g
+        row, column, least = self.words
+        return g.mul_((row[h, rows].reshape(-1, 1) * column[n]).ge_(least))
+
+
+def add(total, a, b):
+    """total += a b, all (rows, columns), without a copy of the product where no cast is needed."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b
