@@ -145,8 +145,7 @@ def test_an_update_that_breaks_the_model_is_not_saved() -> None:
     assert resume("a", "torch", "--steps", "40", "--lr", "1e-3") == 0
 
 
-def test_compile_without_a_compiler_goes_on(monkeypatch: pytest.MonkeyPatch,
-                                            capfd: pytest.CaptureFixture[str]) -> None:
+def test_compile_without_a_compiler_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(Path("cache").resolve()))
     process = start(*TINY, "--backend", "torch", "--steps", "2", "--name", "a", "--compile")
