@@ -1,6 +1,6 @@
 """Rows that grow: what a cache of past tokens is made of."""
 
-BLOCK = 256  # rows by which the buffer grows
+BLOCK = 256  # rows by which a buffer grows
 
 
 class Rows:
@@ -9,15 +9,15 @@ class Rows:
     `keep`: how many of the last rows are ever needed again (None: all).
     """
 
-    def __init__(self, keep=None):
-        self.keep, self.buffer, self.length = keep, None, 0
+    def __init__(self, keep=None, block=BLOCK):
+        self.keep, self.block, self.buffer, self.length = keep, block, None, 0
 
     def append(self, rows):
         """Add rows (..., T, N); all rows held, (..., S, N), these last."""
         T = rows.shape[-2]
         if self.buffer is None or self.length + T > self.buffer.shape[-2]:
             held = self.needed
-            room = -(-(held + T) // BLOCK) * BLOCK
+            room = -(-(held + T) // self.block) * self.block
             buffer = rows.new_zeros((*rows.shape[:-2], room, rows.shape[-1]))
             if held:
                 buffer[..., :held, :] = self.buffer[..., self.length - held : self.length, :]
@@ -25,6 +25,11 @@ class Rows:
         self.buffer[..., self.length : self.length + T, :] = rows
         self.length += T
         return self.buffer[..., : self.length, :]
+
+    def clear(self):
+        """The rows held, which are held no longer."""
+        rows, self.length = self.buffer[..., : self.length, :], 0
+        return rows
 
     @property
     def needed(self):
@@ -36,7 +41,7 @@ class Rows:
 
     def take(self, index, axis):
         """A copy that holds these sequences of the batch only."""
-        copy = Rows(self.keep)
+        copy = Rows(self.keep, self.block)
         copy.length = self.length
         copy.buffer = None if self.buffer is None else self.buffer.index_select(axis, index)
         return copy
