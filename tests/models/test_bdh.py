@@ -222,3 +222,15 @@ def test_half_precision_stays_near_float32(backend: Backend, tiny: Spec, dtype: 
     error = np.linalg.norm(half - exact) / np.linalg.norm(exact)
     eps = {"bfloat16": 2**-8, "float16": 2**-11}[dtype]
     assert eps / 8 < error < 16 * eps
+
+
+def test_score_scale_keeps_float16_in_range(backend: Backend) -> None:
+    """Scores grow with the neurons and the squares of what they say: float16 ends at 65,504."""
+    spec = BDH.preset("tiny", mlp_internal_dim_multiplier=64)
+    weights = init_weights(spec)
+    weights["encoder"] *= 25
+    finite = {}
+    for scale in ("none", "sqrt", "linear"):
+        model = backend.build(spec.replace(score_scale=scale), weights, "float16")
+        finite[scale] = bool(np.isfinite(backend.logits(model, tokens(spec, 1, 600))).all())
+    assert finite == {"none": False, "sqrt": True, "linear": True}
