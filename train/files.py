@@ -47,7 +47,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         yield aside
         for file in aside.iterdir():
-            flush_file(file)
+            if file.is_file():
+                flush_file(file)
         flush_folder(aside)
         try:
             os.rename(aside, path)
@@ -58,6 +59,13 @@ def new_folder(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     flush_folder(path.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder at once: half of it never stays under its name."""
+    aside = path.with_name(f".{path.name}.gone.tmp")
+    os.rename(path, aside)
+    shutil.rmtree(aside)
 
 
 def sha256(path: Path) -> str:

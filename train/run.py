@@ -65,11 +65,14 @@ def start(args: argparse.Namespace, backend: Backend, locks: ExitStack) -> Loop:
         weights = {name: array.astype("float32") for name, array in source.items()}
     model, trainer = make_trainer(spec, settings, backend, weights)
     micro_batch = choose_micro_batch(spec, settings, corpus, backend, trainer)
+
+    def fill(folder: Path) -> None:
+        store(corpus, folder)
+        checkpoint.save(folder, TrainState(), weights, trainer.state(), backend.versions())
+
     run = RunDir.create(args.name, spec, settings, preset, tokenizer, described(corpus),
-                        backend.versions())
+                        backend.versions(), fill)
     locks.enter_context(run.lock())
-    store(corpus, run.path)
-    checkpoint.save(run.path, TrainState(), weights, trainer.state(), backend.versions())
     say(f"{run.path}: {spec.arch} {preset}, {spec.param_count():,} parameters, {backend.name} on "
         f"{backend.device}; {len(corpus.train):,} tokens of {corpus.source}")
     return Loop(run, spec, settings, corpus, backend, model, trainer, TrainState(), micro_batch)

@@ -112,7 +112,7 @@ def test_a_damaged_checkpoint_is_passed_over(capsys: pytest.CaptureFixture[str])
     assert resume("a", "torch", "--steps", "12") == 0
     said = capsys.readouterr().err
     assert "step-00000008/optimizer.safetensors is damaged" in said and "at step 4" in said
-    assert (run.path / "step-00000008.damaged").is_dir()
+    assert (run.path / "step-00000008.aside").is_dir()
 
 
 def test_going_on_behind_a_damaged_checkpoint_keeps_what_is_good() -> None:
