@@ -22,6 +22,9 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.flush()
             flush(file.fileno())
         os.replace(aside, path)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         aside.unlink(missing_ok=True)
     flush_folder(path.parent)
@@ -56,6 +59,9 @@ def new_folder(path: Path) -> Iterator[Path]:
             if path.exists():
                 raise FileExistsError(errno.EEXIST, "it exists", str(path)) from error
             raise
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     flush_folder(path.parent)

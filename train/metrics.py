@@ -39,7 +39,8 @@ def append(path: Path, row: dict[str, Any]) -> None:
             file.write(json.dumps(clean) + "\n")
             file.flush()
             os.fsync(file.fileno())
-    except OSError:
+    except OSError as error:
+        error.filename = str(path)
         with contextlib.suppress(FileNotFoundError):
             os.truncate(path, size)
         raise
