@@ -110,6 +110,7 @@ def test_a_disk_that_fills_up_and_grows(backend: str) -> None:
     assert 0 < last < 12 and whole(RunDir(Path("grown")))[-1] == 12
 
 
+@pytest.mark.needs("torch")
 def test_no_room_for_a_plot(monkeypatch: pytest.MonkeyPatch,
                             capsys: pytest.CaptureFixture[str]) -> None:
     def full(path: Path, content: bytes) -> None:
@@ -186,6 +187,7 @@ def send(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, *numbers: in
     monkeypatch.setattr(owner, name, called)
 
 
+@pytest.mark.needs("torch")
 @pytest.mark.parametrize("name", ["prepare", "store"])
 def test_ctrl_c_before_there_is_a_run(name: str, monkeypatch: pytest.MonkeyPatch,
                                       capsys: pytest.CaptureFixture[str]) -> None:
@@ -209,6 +211,7 @@ def test_a_signal_saves_and_says_how_to_go_on(name: str, saved: int, number: str
     assert whole(RunDir.open("a"))[-1] == saved
 
 
+@pytest.mark.needs("torch")
 @pytest.mark.parametrize("name, saved", [("_write", 4), ("write_json", 4), ("prune", 8)])
 def test_ctrl_c_twice_takes_half_a_checkpoint_back(name: str, saved: int,
                                                    monkeypatch: pytest.MonkeyPatch,
@@ -260,6 +263,7 @@ def test_a_clock_that_jumps_changes_nothing(monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the memory of a process")
+@pytest.mark.needs("torch")
 def test_too_little_memory_for_a_step() -> None:
     most = 4 * 2**30
     process = subprocess.run(
@@ -272,6 +276,7 @@ def test_too_little_memory_for_a_step() -> None:
     assert "go on from step 0 with: python" in said and whole(RunDir.open("a")) == [0]
 
 
+@pytest.mark.needs("torch")
 @pytest.mark.parametrize("error", [
     RuntimeError("[metal::malloc] Attempting to allocate 9 bytes which is greater than the"),
     RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory (00000008:kIO"),
