@@ -108,7 +108,7 @@ def resume(args: argparse.Namespace, backend: Backend, locks: ExitStack) -> Loop
     if settings.minutes is not None and state.elapsed >= 60 * settings.minutes:
         raise UserError(f"{run.name} has had its {settings.minutes:g} minutes: give more with "
                         f"--minutes {2 * settings.minutes:g}")
-    corpus = find(run.path, run.config["corpus"]["fingerprint"], recipe(run))
+    corpus = find(run.path, run.config["corpus"].get("fingerprint", ""), recipe(run))
     model, trainer = make_trainer(spec, settings, backend, weights)
     trainer.load_state(optimizer)
     micro_batch = choose_micro_batch(spec, settings, corpus, backend, trainer)

@@ -91,6 +91,9 @@ class RunDir:
         if not isinstance(config, dict) or config.get("format") != FORMAT:
             raise UserError(f"{file} is not of format {FORMAT}, which this version reads: it is "
                             "damaged, or was made by another version of Diptych")
+        for key in ("arch", "preset", "spec", "settings", "corpus"):
+            if key not in config:
+                raise UserError(f"{file} is damaged: it lacks {key!r}")
         return config
 
     @property

@@ -146,6 +146,17 @@ def test_a_checkpoint_of_a_newer_version_is_set_aside(capsys: pytest.CaptureFixt
     assert (run.path / "step-00000008.aside").is_dir()
 
 
+@pytest.mark.needs("torch")
+@pytest.mark.parametrize("key", ["arch", "preset", "spec", "settings", "corpus", "fingerprint"])
+def test_a_config_that_lacks_something_says_so(key: str,
+                                               capsys: pytest.CaptureFixture[str]) -> None:
+    file = train("--steps", "1").path / "config.json"
+    file.write_text(file.read_text().replace(f'"{key}": ', f'"{key.upper()}": '))
+    code, said = end("--resume", "a", "--backend", "torch", "--steps", "2", capsys=capsys)
+    message = "cannot be found" if key == "fingerprint" else f"damaged: it lacks {key!r}"
+    assert code == 2 and message in said.splitlines()[-1]
+
+
 # Two processes
 
 @pytest.mark.parametrize("backend", BACKENDS)
