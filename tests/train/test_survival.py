@@ -1,45 +1,28 @@
-"""Full disks, damaged and foreign files, signals, clocks and too little memory: each ends with a
-line that says what happened and a run that goes on from its last good step."""
+"""Full disks, foreign files, two processes, clocks and too little memory: each ends with a line
+that says what happened and a run that goes on from its last good step."""
 
 from __future__ import annotations
 
 import json
-import os
-import pty
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from specs import main_exit
 from specs.backend import BACKENDS
-from tests.train.running import ROOT, TINY, resume, start, train, wait_for_step
+from tests.train.running import ROOT, TINY, end, resume, start, train, wait_for_step, whole
 from train import checkpoint, metrics
 from train import run as command
-from train.loop import Loop
 from train.rundir import RunDir
 
 pytestmark = pytest.mark.usefixtures("here")
 NEW = [*TINY, "--steps", "12", "--name", "a"]
-
-
-def whole(run: RunDir) -> list[int]:
-    """Steps of the checkpoints, each of them whole, with nothing half-written around them."""
-    for step in run.steps():
-        checkpoint.load(checkpoint.folder(run.path, step))
-    text = run.metrics.read_text(encoding="utf-8") if run.metrics.exists() else ""
-    for line in text.splitlines():
-        json.loads(line)
-    assert not list(run.path.rglob("*.tmp"))
-    return run.steps()
 
 
 @contextmanager
@@ -51,14 +34,6 @@ def longest_file(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def end(*options: str, capsys: pytest.CaptureFixture[str]) -> tuple[Any, str]:
-    """Exit code and stderr of train/run.py in this process."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        main_exit(lambda: command.main(list(options)))
-    return stop.value.code, capsys.readouterr().err
 
 
 # A full disk
@@ -181,82 +156,6 @@ def test_training_twice_is_refused_reading_is_not(backend: str) -> None:
         process.kill()
         process.communicate()
     assert RunDir.open("a").weights()
-
-
-# Signals
-
-def send(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, *numbers: int) -> None:
-    """These signals come when `owner.name` is called for the first time."""
-    function = getattr(owner, name)
-    coming = list(numbers)
-
-    def called(*args: Any, **kwargs: Any) -> Any:
-        while coming:
-            os.kill(os.getpid(), coming.pop())
-        return function(*args, **kwargs)
-
-    monkeypatch.setattr(owner, name, called)
-
-
-@pytest.mark.needs("torch")
-@pytest.mark.parametrize("name", ["prepare", "store"])
-def test_ctrl_c_before_there_is_a_run(name: str, monkeypatch: pytest.MonkeyPatch,
-                                      capsys: pytest.CaptureFixture[str]) -> None:
-    send(monkeypatch, command, name, signal.SIGINT)
-    code, said = end(*NEW, "--backend", "torch", capsys=capsys)
-    assert code == 130 and said.splitlines()[-1] == "interrupted"
-    assert not list(Path().glob("runs/*"))
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name, saved, number", [
-    ("batches", 1, "SIGINT"), ("log", 3, "SIGINT"), ("evaluate", 5, "SIGINT"),
-    ("save", 5, "SIGINT"), ("evaluate", 5, "SIGTERM"), ("evaluate", 5, "SIGHUP")])
-def test_a_signal_saves_and_says_how_to_go_on(name: str, saved: int, number: str, backend: str,
-                                              monkeypatch: pytest.MonkeyPatch,
-                                              capsys: pytest.CaptureFixture[str]) -> None:
-    send(monkeypatch, Loop, name, signal.Signals[number])
-    code, said = end(*NEW, "--backend", backend, capsys=capsys)
-    assert code == 130 and "stopping after this step" in said
-    assert said.splitlines()[-1].startswith(f"saved at step {saved}; go on with: python")
-    assert whole(RunDir.open("a"))[-1] == saved
-
-
-@pytest.mark.needs("torch")
-@pytest.mark.parametrize("name, saved", [("_write", 4), ("write_json", 4), ("prune", 8)])
-def test_ctrl_c_twice_takes_half_a_checkpoint_back(name: str, saved: int,
-                                                   monkeypatch: pytest.MonkeyPatch,
-                                                   capsys: pytest.CaptureFixture[str]) -> None:
-    run = train("--steps", "4")
-    send(monkeypatch, checkpoint, name, signal.SIGINT, signal.SIGINT)
-    code, said = end("--resume", "a", "--backend", "torch", "--steps", "12", capsys=capsys)
-    left = "" if saved == 8 else "left at step 8, "
-    assert code == 130
-    assert said.splitlines()[-1].startswith(f"{left}saved at step {saved}; go on with: python")
-    assert whole(run)[-1] == saved
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_closed_terminal_saves(backend: str) -> None:
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-c", "import fcntl, os, sys, termios;"
-         "fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.executable, sys.argv[1:])",
-         sys.executable, str(ROOT / "train" / "run.py"), *TINY, "--backend", backend, "--steps",
-         "100000", "--name", "a", "--save-every", "100000"],
-        stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
-    os.close(theirs)
-    try:
-        while not Path("runs/a/metrics.jsonl").exists():
-            os.read(ours, 4096)
-        wait_for_step("a", 4)
-        os.close(ours)
-        assert process.wait(60) == 130
-    finally:
-        process.kill()
-        process.wait()
-    run = RunDir.open("a")
-    assert whole(run)[-1] >= metrics.read(run.metrics)[-1]["step"] >= 4
 
 
 # The clock, and memory
