@@ -33,7 +33,7 @@ OPTIONS = ["--arch", "bdh", "--preset", "tiny", "--set", "vocab_size=256", "--se
            "--block-size", "32", "--batch-size", "4", "--log-every", "1", "--eval-every", "4",
            "--eval-windows", "4", "--save-every", "2",
            "--lr", "1e-4"]  # a rate at which the two backends do not part by chaos
-STEPS_PER_KILL = 12
+STEPS_PER_KILL = 12  # twice what is aimed at: some more pass before the signal comes
 
 
 def main() -> int:
@@ -96,7 +96,7 @@ def wait(process: subprocess.Popen[bytes], moments: random.Random) -> None:
     if kind < 0.1:
         time.sleep(moments.uniform(0, 2))
         return
-    aim = last_step() + moments.randrange(1, STEPS_PER_KILL)
+    aim = last_step() + moments.randrange(1, STEPS_PER_KILL // 2)
     while process.poll() is None and last_step() < aim:
         time.sleep(0.005)
     if kind < 0.6:
