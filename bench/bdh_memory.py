@@ -47,7 +47,8 @@ def main() -> None:
     parser.add_argument("--micro-batch", type=int, metavar="ROWS", help="default: all rows")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=2, help="timed, after one that is not; 0: that one is")
+    parser.add_argument("--steps", type=int, default=2,
+                        help="timed, after one that is not; 0: that one is")
     parser.add_argument("--json", type=Path, help="write the figures to this file, too")
     parser.add_argument("--run", metavar="WHO", help=argparse.SUPPRESS)
     args = parser.parse_args()
