@@ -84,12 +84,12 @@ def random_spec(arch: str, seed: int) -> Spec:
 
 def _draw(rng: np.random.Generator, hint: Any, value: Any) -> Any:
     """Another value for a field: any of its choices, whole numbers from half to twice `value`
-    (to 3 for 0); null is as likely as all else."""
+    (to 3 for 0), or where it may be null, null or a number up to 39, small ones more often."""
     if typing.get_origin(hint) is Literal:
         return typing.get_args(hint)[rng.integers(len(typing.get_args(hint)))]
     if isinstance(hint, types.UnionType):
         number = next(kind for kind in typing.get_args(hint) if kind in (int, float))
-        return None if rng.random() < 0.5 else number(rng.integers(2, 40))
+        return None if rng.random() < 0.5 else number(int(40 ** rng.random()))
     if hint is bool:
         return bool(rng.integers(2))
     if hint is int:
