@@ -64,6 +64,14 @@ def test_what_is_known_is_read_in_one_call_and_finished_rows_are_dropped():
     assert (speed.prefill_tokens, speed.decode_tokens) == (4, 5)
 
 
+def test_a_text_ends_where_the_positions_do():
+    script = Script("abcdefgh", "0123456789")
+    text, finish = texts(script, ["ab", "0123"], max_tokens=9, max_length=6)
+    assert (text, finish) == (["cdef", "45"], ["length"] * 2)
+    with pytest.raises(UserError, match="a prompt of 6 tokens leaves no room: this model knows 6"):
+        texts(script, ["abcdef"], max_length=6)
+
+
 def test_the_prompt_is_no_part_of_the_text_and_an_empty_one_begins_a_line():
     assert texts(Script("\nOnce"), [""], max_tokens=4) == (["Once"], ["length"])
 
