@@ -8,11 +8,11 @@ import sys
 # Full float32 products on devices that would otherwise take TF32; the house compares numbers.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
-BLAS = "Accelerate"
+BLAS, openblas = "Accelerate", None
 if platform.system() == "Linux":
     # MLX's Linux wheel links the reference BLAS, 40 times slower; the symbols loaded first win.
     try:
-        ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
+        openblas = ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
         BLAS = "OpenBLAS"
     except OSError:
         BLAS = "reference"

@@ -7,12 +7,12 @@ forward to backward pass a layer keeps x and its scores, and computes the neuron
 products with weights where storing them takes six, half of r rᵀ left out.
 
 Arrays of a slice are (2, ..., m): its even neurons, then its odd ones, the pairs that RoPE turns.
-MLX may compute in any order, so each slice is made to wait for what comes before it.
+MLX may compute in any order, so each slice is made to wait for what comes before it in its lane.
 """
 
 import mlx.core as mx
 
-from mlx_models.layers import dropout_words, fold, upcast
+from mlx_models.layers import dropout_words, fold, side_by_side, upcast
 
 SLICE = 1024  # neurons and
 TOKENS = 512  # tokens of a tile: in float32 2 MiB, about a core's cache
@@ -82,27 +82,32 @@ class Tiles:
 
     def forward(self, x, *weights):
         mix, slices = self.mix, self.mix.heads_of(weights)
-        o, scores = [[] for _ in slices], [[] for _ in slices]
-        for h, rows in mix.tiles(*x.shape[:2]):
-            more_scores, more = mix.forward(h, rows, x[rows].astype(mix.dtype), slices[h])
+        o, scores, ready = [[] for _ in slices], [[] for _ in slices], {}
+        for lane, h, rows in mix.tiles(*x.shape[:2]):
+            with mx.stream(lane):
+                x_ = ready.get(lane, x)
+                more_scores, more = mix.forward(h, rows, x_[rows].astype(mix.dtype), slices[h])
+                ready[lane], = mx.depends([x_], [more])
             scores[h].append(more_scores)
             o[h].append(more)
-            x, = mx.depends([x], [more])
         scores = mx.stack([mx.concatenate(each) for each in scores])
         return sum(mx.concatenate(each) for each in o) * mix.gain, scores, *weights
 
     def backward(self, primals, cotangents, outputs):
         mix, (x, *weights), scores = self.mix, primals, outputs[1]
         do, _, *grads = cotangents
-        do, dx = do * mix.gain, [[] for _ in range(mix.heads)]
+        do, dx, ready = do * mix.gain, [[] for _ in range(mix.heads)], {}
         if mix.last:  # zeros, that nobody needs to make
             grads = [None] * len(grads)
         slices, grads = mix.heads_of(weights), mix.heads_of(grads)
-        for h, rows in mix.tiles(*x.shape[:2]):
-            more, grads[h] = mix.backward(h, rows, x[rows].astype(mix.dtype), slices[h],
-                                          scores[h, rows], do[rows], grads[h])
+        for lane, h, rows in mix.tiles(*x.shape[:2]):
+            with mx.stream(lane):
+                x_, do_ = ready.get(lane, (x, do))
+                more, grads[h] = mix.backward(h, rows, x_[rows].astype(mix.dtype), slices[h],
+                                              scores[h, rows], do_[rows], grads[h])
+                done = [more, *(g for triple in grads[h] for g in triple)]
+                ready[lane] = mx.depends([x_, do_], done)
             dx[h].append(more)
-            x, do = mx.depends([x, do], [more, *(g for triple in grads[h] for g in triple)])
         grads = [triple[kind] for kind in range(3) for head in grads for triple in head]
         return sum(mx.concatenate(each) for each in dx), *grads
 
@@ -132,8 +137,9 @@ class Mix:
         return [triples[h : h + head] for h in range(0, kind, head)]
 
     def tiles(self, B, T):
-        step = max(1, TOKENS // T)
-        return [(h, slice(b, b + step)) for h in range(self.heads) for b in range(0, B, step)]
+        step, lanes = max(1, TOKENS // T), side_by_side(self.heads)
+        return [(lanes[h % len(lanes)], h, slice(b, b + step))
+                for h in range(self.heads) for b in range(0, B, step)]
 
     def forward(self, h, rows, x, slices):
         """Scores (b, T, T) and o (b, T, C) of a tile."""

@@ -2,7 +2,7 @@
 
 import mlx.core as mx
 
-BLOCK = 256  # rows by which the buffer grows
+BLOCK = 256  # rows by which a buffer grows
 
 
 class Rows:
@@ -12,8 +12,8 @@ class Rows:
     first rows besides. `dropped` rows between the two are no longer there.
     """
 
-    def __init__(self, keep=None, first=0):
-        self.keep, self.first = keep, first
+    def __init__(self, keep=None, block=BLOCK, first=0):
+        self.keep, self.block, self.first = keep, block, first
         self.buffer, self.length, self.dropped = None, 0, 0
 
     def append(self, rows):
@@ -21,7 +21,7 @@ class Rows:
         T = rows.shape[-2]
         if not self.fits(T):
             total, dropped = self.after(T)
-            room = -(-total // BLOCK) * BLOCK
+            room = -(-total // self.block) * self.block
             buffer = mx.zeros((*rows.shape[:-2], room, rows.shape[-1]), rows.dtype)
             if self.needed:
                 buffer[..., : self.needed, :] = self.held()
@@ -44,6 +44,11 @@ class Rows:
         last = self.buffer[..., self.length - self.needed + first : self.length, :]
         return mx.concatenate([self.buffer[..., :first, :], last], axis=-2) if first else last
 
+    def clear(self):
+        """The rows held, which are held no longer."""
+        rows, self.length = self.buffer[..., : self.length, :], 0
+        return rows
+
     @property
     def needed(self):
         return self.length if self.keep is None else min(self.length, self.first + self.keep)
@@ -54,7 +59,7 @@ class Rows:
 
     def take(self, index, axis):
         """A copy that holds these sequences of the batch only."""
-        copy = Rows(self.keep, self.first)
+        copy = Rows(self.keep, self.block, self.first)
         copy.length, copy.dropped = self.length, self.dropped
         copy.buffer = None if self.buffer is None else mx.take(self.buffer, index, axis)
         return copy
@@ -64,10 +69,10 @@ class KeyValueCache:
     """Keys and values (B, H, S, D) of all tokens, or of those that a window and the first `sinks`
     tokens still show (Xiao et al., arXiv 2309.17453)."""
 
-    def __init__(self, window=None, sinks=0):
+    def __init__(self, window=None, sinks=0, block=BLOCK):
         keep = window and window - 1
         self.window, self.sinks, self.offset = window, sinks, 0
-        self.k, self.v = Rows(keep, sinks), Rows(keep, sinks)
+        self.k, self.v = (Rows(keep, block, sinks) for _ in range(2))
 
     def update_and_fetch(self, k, v):
         """Add those of T tokens; all that are held, these last."""

@@ -1,10 +1,14 @@
 """What every architecture of this panel uses: precision, norms, RoPE, dropout, recomputation."""
 
 import math
+import os
+from functools import cache
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+
+from mlx_models import openblas
 
 _GOLDEN, _MIX1, _MIX2 = -1640531527, 2146121005, -2073254261  # odd; as signed 32-bit numbers
 
@@ -29,10 +33,30 @@ def recompute(layer, *args):
     return nn.utils.checkpoint(layer)(*args)
 
 
+def side_by_side(pieces):
+    """Streams for `pieces` of work that can be done at the same time. MLX's CPU computes on one
+    thread a stream, but for products: so it gets one for each core, whose products stay on that
+    core until the next `settle`."""
+    cores = os.cpu_count()
+    if mx.default_device() != mx.cpu or openblas is None or cores > pieces:
+        return [mx.default_stream(mx.default_device())]
+    openblas.openblas_set_num_threads(1)
+    return _streams(cores)
+
+
+@cache
+def _streams(count):
+    return [mx.default_stream(mx.cpu), *(mx.new_stream(mx.cpu) for _ in range(1, count))]
+
+
 def settle(arrays):
     """Begin to compute `arrays`. On the CPU, where all that is queued has its memory already, wait
     for them, so that the next arrays find room."""
-    (mx.eval if mx.default_device() == mx.cpu else mx.async_eval)(arrays)
+    if mx.default_device() != mx.cpu:
+        return mx.async_eval(arrays)
+    mx.eval(arrays)
+    if openblas:
+        openblas.openblas_set_num_threads(os.cpu_count())
 
 
 class Linear(nn.Linear):

@@ -77,6 +77,14 @@ class Spec(base.Spec):
         return self.d_state ** {"none": 0.0, "sqrt": -0.5, "linear": -1.0}[self.score_scale]
 
     @property
+    def unwritten(self) -> int:
+        """Tokens that decoding keeps as they are before it adds them to ρ.
+
+        K tokens cost a step half of K rows to read and a K-th of twice ρ to write: least at 2√C.
+        """
+        return round(2 * self.n_embd**0.5)
+
+    @property
     def decode_kinds(self) -> tuple[str, ...]:
         """ρ cannot forget: with a window there is the cache alone."""
         return ("cache", "recurrent") if self.window is None else ("cache",)
@@ -101,19 +109,23 @@ class Spec(base.Spec):
         return self.n_layer * (6 * C * inner + attention) + 2 * C * self.vocab_size
 
     def decode_state_bytes(self, T: int, kind: str = "auto") -> int:
-        """The smaller of the two states, or the one asked for: T rows of (r, x), or ρ."""
+        """The smaller of the two states, or the one asked for: T rows of (r, x), or ρ and the
+        most rows that are kept before they are added to it."""
         C, inner = self.n_embd, self.n_head * self.d_state
         seen = T if self.window is None else min(T, self.window - 1)
         cost = {"cache": 4 * self.n_layer * seen * (inner + C)}
         if "recurrent" in self.decode_kinds:
-            cost["recurrent"] = 4 * self.n_layer * inner * C
+            cost["recurrent"] = 4 * self.n_layer * (inner * C + self.unwritten * (inner + C))
         return min(cost.values()) if kind == "auto" else cost[kind]
 
     def decode_traffic(self, T: int, kind: str = "auto") -> int:
-        """All weights, those of the layers once a layer; the cache is read, ρ read and written."""
+        """All weights, those of the layers once a layer; the cache is read, or ρ and half of the
+        rows beside it, and ρ read and written each time that they are full."""
         kind = self.decode_kind(T) if kind == "auto" else kind
-        C, inner = self.n_embd, self.n_head * self.d_state
-        state = self.decode_state_bytes(T, kind) * (2 if kind == "recurrent" else 1)
+        C, inner, K = self.n_embd, self.n_head * self.d_state, self.unwritten
+        state = self.decode_state_bytes(T, kind)
+        if kind == "recurrent":
+            state = 4 * self.n_layer * round(inner * C * (1 + 2 / K) + (inner + C) * K / 2)
         return 4 * (self.n_layer * 3 * C * inner + C * self.vocab_size) + state
 
     def decode_kind(self, T: int) -> str:

@@ -122,23 +122,34 @@ class KeyCache:
 
 
 class StateCache:
-    """What decoding keeps: the constant-size state ρ (H, B, N, C)."""
+    """What decoding keeps: the state ρ (H, B, N, C) and up to `room` tokens not yet written to it.
 
-    def __init__(self):
-        self.state, self.offset = None, 0
+    Reading ρ is what a token costs; writing it, twice that, is left for many tokens at once.
+    """
+
+    def __init__(self, room):
+        self.room, self.state, self.offset = room, None, 0
+        self.r, self.x = Rows(block=room), Rows(block=room)
 
     def attend(self, attention, r, x):
-        self.offset += r.shape[2]
-        y, self.state = attention.chunkwise(r, x, self.state)
-        return y
+        T = r.shape[2]
+        self.offset += T
+        if self.r.length and self.r.length + T > self.room:
+            self.state = attention.write(self.state, self.r.clear(), self.x.clear())
+        if T > self.room:
+            y, self.state = attention.chunkwise(r, x, self.state)
+            return y
+        y = attention.quadratic(r, self.r.append(r), self.x.append(x))
+        return y if self.state is None else y + attention.read(r, self.state)
 
     @property
     def nbytes(self):
-        return 0 if self.state is None else self.state.nbytes
+        return (0 if self.state is None else self.state.nbytes) + self.r.nbytes + self.x.nbytes
 
     def take(self, index):
-        copy = StateCache()
-        copy.state, copy.offset = self.state.index_select(1, index), self.offset
+        copy = StateCache(self.room)
+        copy.state = None if self.state is None else self.state.index_select(1, index)
+        copy.r, copy.x, copy.offset = self.r.take(index, 1), self.x.take(index, 0), self.offset
         return copy
 
 
@@ -222,5 +233,5 @@ class Model(nn.Module):
         if kind == "auto":
             kind = self.spec.decode_kind(length or self.spec.block_size)
         self.spec.check_decode_kind(kind)
-        window = self.spec.window
-        return [KeyCache(window) if kind == "cache" else StateCache() for _ in self.layers]
+        window, room = self.spec.window, self.spec.unwritten
+        return [KeyCache(window) if kind == "cache" else StateCache(room) for _ in self.layers]

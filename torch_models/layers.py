@@ -97,19 +97,23 @@ def attention(q, k, v, mask):
                                           enable_gqa=q.shape[1] != k.shape[1])
 
 
+def times(a, b):
+    """a·b modulo 2³², int32; compiled C++ leaves undefined what a signed overflow gives."""
+    return (a.long() * b).int() if torch.compiler.is_compiling() else a * b
+
+
 def mix(x):
     """Scramble 32-bit integers (the xorshift-multiply rounds of Wellons' lowbias32)."""
-    x = (x ^ ((x >> 16) & 0xFFFF)) * _MIX1
-    x = (x ^ ((x >> 15) & 0x1FFFF)) * _MIX2
+    x = times(x ^ ((x >> 16) & 0xFFFF), _MIX1)
+    x = times(x ^ ((x >> 15) & 0x1FFFF), _MIX2)
     return x ^ ((x >> 16) & 0xFFFF)
 
 
 def fold(key, number):
     """A new stream of dropout keys for layer `number`; None (no dropout) stays None."""
-    return None if key is None else mix(key * _GOLDEN + number)
+    return None if key is None else mix(times(key, _GOLDEN) + number)
 
 
-@torch.compiler.disable  # compiled C++ leaves undefined what a signed overflow gives
 def dropout(x, p, key, batch_axis=0):
     """Zero a share `p` of x (..., N) and scale the rest; key (B,) int32, or None for x itself.
 
@@ -120,7 +124,7 @@ def dropout(x, p, key, batch_axis=0):
     if key is None or p == 0:
         return x
     row, column, least = dropout_words(x.shape, p, key, batch_axis)
-    return torch.where(row[..., None] * column >= least, x * (1 / (1 - p)), 0)
+    return torch.where(times(row[..., None], column) >= least, x * (1 / (1 - p)), 0)
 
 
 def dropout_words(shape, p, key, batch_axis=0):

@@ -10,6 +10,7 @@ from specs.machine import give_back
 from torch_models.loss import cross_entropy, right_guesses
 from torch_models.optim import Optimizer
 
+PIECE = 2**20  # elements squared at once
 GROW_AFTER = 2000  # good steps in float16 before the loss scale is doubled
 
 
@@ -71,7 +72,8 @@ class Trainer:
     @torch.no_grad()
     def clip(self, grads):
         """Take the loss scale out of the gradients and bound their norm; the norm before."""
-        norm = torch.sqrt(sum(g.square().sum() for g in grads.values())) / self.loss_scale
+        pieces = (piece for g in grads.values() for piece in g.flatten().split(PIECE))
+        norm = torch.sqrt(sum(piece.square().sum() for piece in pieces)) / self.loss_scale
         limit = self.settings.grad_clip
         factor = torch.clamp(limit / (norm + 1e-6), max=1.0) if limit else torch.ones_like(norm)
         torch._foreach_mul_(list(grads.values()), factor / self.loss_scale)

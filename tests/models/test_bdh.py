@@ -105,13 +105,16 @@ def test_state_bytes_are_what_the_spec_says(backend: Backend, tiny: Spec, state:
                                             window: int | None) -> None:
     spec = tiny.replace(window=window)
     decoder = backend.decoder(backend.build(spec, init_weights(spec)), 2, state=state)
-    decoder.prefill(tokens(spec, 2, 21))
-    assert decoder.state_bytes() == 2 * spec.decode_state_bytes(21, state)
+    data = tokens(spec, 2, 21 + spec.unwritten)
+    decoder.prefill(data[:, :21])
+    for t in range(21, data.shape[1]):
+        decoder.step(data[:, t])
+    assert decoder.state_bytes() == 2 * spec.decode_state_bytes(data.shape[1], state)
 
 
 def test_the_cheaper_state_is_chosen_by_length() -> None:
     spec = BDH.preset("25m")
-    assert [spec.decode_kind(T) for T in (1, 254, 255, 4096)] == [
+    assert [spec.decode_kind(T) for T in (1, 286, 287, 4096)] == [
         "cache", "cache", "recurrent", "recurrent"]
     assert spec.replace(window=300).decode_kind(4096) == "cache"
 
@@ -219,3 +222,15 @@ def test_half_precision_stays_near_float32(backend: Backend, tiny: Spec, dtype: 
     error = np.linalg.norm(half - exact) / np.linalg.norm(exact)
     eps = {"bfloat16": 2**-8, "float16": 2**-11}[dtype]
     assert eps / 8 < error < 16 * eps
+
+
+def test_score_scale_keeps_float16_in_range(backend: Backend) -> None:
+    """Scores grow with the neurons and the squares of what they say: float16 ends at 65,504."""
+    spec = BDH.preset("tiny", mlp_internal_dim_multiplier=64)
+    weights = init_weights(spec)
+    weights["encoder"] *= 25
+    finite = {}
+    for scale in ("none", "sqrt", "linear"):
+        model = backend.build(spec.replace(score_scale=scale), weights, "float16")
+        finite[scale] = bool(np.isfinite(backend.logits(model, tokens(spec, 1, 600))).all())
+    assert finite == {"none": False, "sqrt": True, "linear": True}

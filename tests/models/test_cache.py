@@ -6,7 +6,7 @@ import importlib
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 PANELS = ["mlx", "torch"]
@@ -17,7 +17,7 @@ def shown(panel: str, pieces: list[int], window: int | None, sinks: int) -> list
     module = importlib.import_module(f"{panel}_models.cache")
     framework = importlib.import_module({"mlx": "mlx.core", "torch": "torch"}[panel])
     array = framework.array if panel == "mlx" else framework.tensor
-    cache, seen = module.KeyValueCache(window, sinks), []
+    cache, seen = module.KeyValueCache(window, sinks, block=8), []
     for T in pieces:
         start = cache.offset
         mask = cache.make_mask(array(np.zeros((2, T), np.int32)))
@@ -37,12 +37,9 @@ def shown(panel: str, pieces: list[int], window: int | None, sinks: int) -> list
 @pytest.mark.parametrize("panel", PANELS)
 @given(st.lists(st.integers(1, 13), min_size=1, max_size=9), st.none() | st.integers(2, 9),
        st.integers(0, 4))
-@settings(max_examples=40, deadline=None,
-          suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_each_query_sees_what_it_should(panel: str, monkeypatch: pytest.MonkeyPatch,
-                                        pieces: list[int], window: int | None,
+@settings(max_examples=40, deadline=None)
+def test_each_query_sees_what_it_should(panel: str, pieces: list[int], window: int | None,
                                         sinks: int) -> None:
-    monkeypatch.setattr(importlib.import_module(f"{panel}_models.cache"), "BLOCK", 8)
     sinks = sinks if window else 0
     wanted = [{s for s in range(t + 1) if window is None or s > t - window or s < sinks}
               for t in range(sum(pieces))]
@@ -50,11 +47,10 @@ def test_each_query_sees_what_it_should(panel: str, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("panel", PANELS)
-def test_what_a_window_passed_is_let_go(panel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_window_passed_is_let_go(panel: str) -> None:
     module = importlib.import_module(f"{panel}_models.cache")
     framework = importlib.import_module({"mlx": "mlx.core", "torch": "torch"}[panel])
-    monkeypatch.setattr(module, "BLOCK", 8)
-    cache, one = module.KeyValueCache(5, 2), framework.zeros((2, 3, 1, 4))
+    cache, one = module.KeyValueCache(5, 2, block=8), framework.zeros((2, 3, 1, 4))
     for _ in range(50):
         cache.update_and_fetch(one, one)
     assert cache.k.buffer.shape == (2, 3, 8, 4) and cache.k.dropped >= 42
