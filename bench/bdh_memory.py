@@ -1,7 +1,7 @@
 """What a training step of BDH takes: tokens/s, the share of the FLOP bound, peak memory.
 
 python bench/bdh_memory.py --shapes 1x512 4x256
-python bench/bdh_memory.py --shapes 32x512 --micro-batch 1 --who mlx torch --steps 1 --rounds 1
+python bench/bdh_memory.py --shapes 32x512 --micro-batch 1 --who mlx torch --steps 0 --rounds 1
 python bench/bdh_memory.py --official bdh.py
 
 Each contestant runs in a process of its own, one after the other, several rounds of them:
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--micro-batch", type=int, metavar="ROWS", help="default: all rows")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=2, help="timed, after one that is not")
+    parser.add_argument("--steps", type=int, default=2, help="timed, after one that is not; 0: that one is")
     parser.add_argument("--json", type=Path, help="write the figures to this file, too")
     parser.add_argument("--run", metavar="WHO", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -99,7 +99,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
         start = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - start)
-    rate, peak = B * T / median(seconds[1:]), process_peak()
+    rate, peak = B * T / median(seconds[1:] or seconds), process_peak()
     bound = backend.matmul_rate(args.dtype) / (3 * spec.flops_per_token(T))
     return {"rate": rate, "peak": peak, "share": rate / bound}
 

@@ -4,10 +4,10 @@ python bench/kill_test.py --kills 100 --backend mlx
 python bench/kill_test.py --kills 100 --backend torch
 python bench/kill_test.py --kills 100 --backend both     # another backend after each kill
 
-A tiny run is killed by SIGKILL at random moments, saving and starting among them, and resumed. On
-one backend its last weights must equal those of the unbroken run bit for bit. With both, its
-losses must stay as near to an unbroken run's as the two backends' unbroken runs are to each
-other, times eight. Exit code 1 if not.
+A tiny run is killed by SIGKILL at random moments, starting and saving among them, and resumed. All
+checkpoints that a kill leaves must be whole. On one backend the last weights must equal those of
+the unbroken run bit for bit. With both, the losses must stay as near to an unbroken run's as the
+two backends' unbroken runs are to each other, times eight. Exit code 1 if not.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ from train.rundir import RUNS
 TRAIN = Path(__file__).parent.parent / "train" / "run.py"
 OPTIONS = ["--arch", "bdh", "--preset", "tiny", "--set", "vocab_size=256", "--set", "dropout=0.1",
            "--block-size", "32", "--batch-size", "4", "--log-every", "1", "--eval-every", "4",
-           "--eval-windows", "4", "--save-every", "2"]
-STEPS_PER_KILL = 6
+           "--eval-windows", "4", "--save-every", "2",
+           "--lr", "1e-4"]  # a rate at which the two backends do not part by chaos
+STEPS_PER_KILL = 12
 
 
 def main() -> int:
@@ -70,15 +71,16 @@ def kill_and_resume(kills: int, backends: list[str], options: list[str],
         task = progress.add_task("kills", total=kills)
         for death in range(kills + 1):
             backend = backends[death % len(backends)]
-            begun = checkpoint.steps(RUNS / "killed") if (RUNS / "killed").exists() else []
-            if not begun:
-                shutil.rmtree(RUNS / "killed", ignore_errors=True)
+            begun = (RUNS / "killed").exists()
             process = start(backend, *(["--resume", "killed"] if begun else
                                        ["--name", "killed", *options]))
             if death < kills:
                 wait(process, moments)
                 process.kill()
-                saving += any((RUNS / "killed").glob(".step-*.tmp"))
+                process.wait()
+                saving += is_saving()
+                for step in checkpoint.steps(RUNS / "killed"):
+                    checkpoint.load(checkpoint.folder(RUNS / "killed", step))
             _, said = process.communicate()
             if process.returncode not in (0, -9):
                 raise UserError(f"the run could not go on after kill {death}: "
@@ -88,14 +90,25 @@ def kill_and_resume(kills: int, backends: list[str], options: list[str],
 
 
 def wait(process: subprocess.Popen[bytes], moments: random.Random) -> None:
-    """Until a random moment: one in ten while the process starts, the others while it trains."""
-    if moments.random() < 0.1:
+    """Until a random moment: one in ten while the process starts, one in two while it saves, the
+    others while it trains."""
+    kind = moments.random()
+    if kind < 0.1:
         time.sleep(moments.uniform(0, 2))
         return
-    aim = last_step() + moments.randrange(1, 2 * STEPS_PER_KILL)
+    aim = last_step() + moments.randrange(1, STEPS_PER_KILL)
     while process.poll() is None and last_step() < aim:
         time.sleep(0.005)
-    time.sleep(moments.uniform(0, 0.05))
+    if kind < 0.6:
+        while process.poll() is None and not is_saving():
+            time.sleep(0.0002)
+        time.sleep(moments.uniform(0, 0.01))
+    else:
+        time.sleep(moments.uniform(0, 0.05))
+
+
+def is_saving() -> bool:
+    return any((RUNS / "killed").glob(".step-*.[0-9]*.tmp"))
 
 
 def last_step() -> int:

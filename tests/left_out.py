@@ -18,7 +18,9 @@ LEFT_OUT = tuple(set(BACKENDS) - set(os.environ["DIPTYCH_BACKENDS"].split()))
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
     params = item.callspec.params if hasattr(item, "callspec") else {}
-    needed = [*params.values(), *(mark.args[0] for mark in item.iter_markers("needs"))]
+    needed = [*params.values()]
+    for mark in item.iter_markers("needs"):
+        needed += mark.args
     for name in LEFT_OUT:
         if name in needed:
             pytest.skip(f"{name} is left out")

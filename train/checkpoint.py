@@ -1,7 +1,7 @@
 """Checkpoints of a run: RUN/step-00001000/{model,optimizer}.safetensors and state.json.
 
-A checkpoint exists whole or not at all; state.json holds a sha256 of the other files. They are
-the same whichever backend wrote them.
+A checkpoint exists whole or not at all; state.json holds a sha256 of the other files and the id of
+its run. They are the same whichever backend wrote them.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
 from dataclasses import asdict, dataclass
@@ -21,7 +22,7 @@ from safetensors.numpy import save_file
 
 from specs.backend import Arrays
 from specs.errors import UserError
-from train.files import new_folder, sha256, write_json
+from train.files import new_folder, remove_folder, sha256, write_json
 
 FORMAT = 1
 FILES = ("model.safetensors", "optimizer.safetensors")
@@ -57,18 +58,34 @@ def steps(run: Path) -> list[int]:
 
 def save(run: Path, state: TrainState, weights: Arrays, optimizer: Arrays,
          versions: dict[str, str]) -> Path:
-    """Write one checkpoint; nothing is left behind if it fails (a full disk, say)."""
+    """Write one checkpoint; nothing is left behind if it fails: `OSError`, as of a full disk."""
     path = folder(run, state.step)
-    if path.exists():  # of the same step, as a run that stops right after saving makes it
-        shutil.rmtree(path)
     with new_folder(path) as aside:
         for name, arrays in zip(FILES, (weights, optimizer), strict=True):
-            contiguous = {key: np.asarray(array, order="C") for key, array in arrays.items()}
-            save_file(contiguous, aside / name, metadata={"format": "np"})
-        content = {"format": FORMAT, **asdict(state), "versions": versions,
+            _write(aside / name, arrays)
+        content = {"format": FORMAT, "run": run_id(run), **asdict(state), "versions": versions,
                    "sha256": {name: sha256(aside / name) for name in FILES}}
         write_json(aside / "state.json", {**content, "own_sha256": digest(content)})
     return path
+
+
+def _write(file: Path, arrays: Arrays) -> None:
+    contiguous = {key: np.asarray(array, order="C") for key, array in arrays.items()}
+    try:
+        save_file(contiguous, file, metadata={"format": "np"})
+    except SafetensorError as error:  # which error of the system it was, its text alone says
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from error
+
+
+def run_id(run: Path) -> str | None:
+    """What tells this run from all others; None where its config.json does not say."""
+    try:
+        return json.loads((run / "config.json").read_text(encoding="utf-8")).get("id")
+    except FileNotFoundError:
+        return None
 
 
 def digest(content: dict[str, Any]) -> str:
@@ -82,13 +99,15 @@ def read_state(path: Path) -> dict[str, Any]:
         state = dict(json.loads((path / "state.json").read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise UserError(f"{path} is no checkpoint: it has no state.json") from None
-    except ValueError:
+    except (ValueError, TypeError):
         raise UserError(f"{path / 'state.json'} is damaged") from None
     if state.get("format") != FORMAT:
         raise UserError(f"{path} has format {state.get('format')!r}, this version reads {FORMAT}: "
                         "it was written by another version of Diptych")
     if digest({k: v for k, v in state.items() if k != "own_sha256"}) != state.get("own_sha256"):
         raise UserError(f"{path / 'state.json'} is damaged: its content is not what was written")
+    if state.get("run") != run_id(path.parent):
+        raise UserError(f"{path} belongs to another run")
     return state
 
 
@@ -101,11 +120,12 @@ def load(path: Path, parts: tuple[str, ...] = FILES) -> tuple[TrainState, list[A
     arrays = []
     for name in parts:
         file = path / name
-        if not file.exists():
-            raise UserError(f"{file} is missing")
-        if sha256(file) != state["sha256"].get(name):
-            raise UserError(f"{file} is damaged: its content is not what was written")
-        arrays.append(load_arrays(file))
+        try:
+            if sha256(file) != state["sha256"].get(name):
+                raise UserError(f"{file} is damaged: its content is not what was written")
+            arrays.append(load_arrays(file))
+        except FileNotFoundError:
+            raise UserError(f"{file} is missing") from None
     fields = TrainState.__dataclass_fields__
     return TrainState(**{key: state[key] for key in fields}), arrays
 
@@ -134,6 +154,8 @@ def load_last(run: Path, parts: tuple[str, ...] = FILES,
         try:
             state, arrays = load(folder(run, step), parts)
         except UserError as error:
+            if not folder(run, step).exists():  # removed meanwhile, by a run in training: look anew
+                return load_last(run, parts)
             remarks.append(f"{error}; going back to an earlier checkpoint")
             continue
         return state, arrays, remarks
@@ -146,8 +168,8 @@ def set_aside(run: Path, step: int) -> None:
     for later in steps(run):
         if later > step:
             path = folder(run, later)
-            number = len(list(run.glob(f"{path.name}.damaged*")))
-            path.rename(path.with_name(f"{path.name}.damaged{number or ''}"))
+            number = len(list(run.glob(f"{path.name}.aside*")))
+            path.rename(path.with_name(f"{path.name}.aside{number or ''}"))
 
 
 def best_loss(run: Path) -> float:
@@ -175,9 +197,12 @@ def _losses(run: Path) -> dict[int, float]:
 
 def prune(run: Path, keep: int) -> None:
     """Remove all but the last `keep` checkpoints and the best one, and what a kill left behind."""
+    for rest in run.glob(".*.tmp"):
+        if rest.is_dir():
+            shutil.rmtree(rest)
+        else:
+            rest.unlink()
     spared = {*steps(run)[-keep:], best_step(run)}
     for step in steps(run):
         if step not in spared:
-            shutil.rmtree(folder(run, step))
-    for rest in run.glob(".step-*.tmp"):
-        shutil.rmtree(rest, ignore_errors=True)
+            remove_folder(folder(run, step))

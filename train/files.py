@@ -22,6 +22,9 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.flush()
             flush(file.fileno())
         os.replace(aside, path)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         aside.unlink(missing_ok=True)
     flush_folder(path.parent)
@@ -47,7 +50,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         yield aside
         for file in aside.iterdir():
-            flush_file(file)
+            if file.is_file():
+                flush_file(file)
         flush_folder(aside)
         try:
             os.rename(aside, path)
@@ -55,9 +59,19 @@ def new_folder(path: Path) -> Iterator[Path]:
             if path.exists():
                 raise FileExistsError(errno.EEXIST, "it exists", str(path)) from error
             raise
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     flush_folder(path.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder at once: half of it never stays under its name."""
+    aside = path.with_name(f".{path.name}.gone.tmp")
+    os.rename(path, aside)
+    shutil.rmtree(aside)
 
 
 def sha256(path: Path) -> str:

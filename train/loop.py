@@ -206,23 +206,25 @@ class Loop:
 
 
 class _Interrupt:
-    """The first Ctrl-C (or SIGTERM) ends the run after the step in hand; the second one leaves at
-    once."""
+    """The first Ctrl-C, SIGTERM or SIGHUP (the terminal was closed) ends the run after the step in
+    hand; a second Ctrl-C or SIGTERM leaves at once and takes a half-written checkpoint back."""
 
     def __init__(self, loop: Loop, display: Display):
         self.loop, self.display = loop, display
 
     def __enter__(self) -> None:
         self.before = [(number, signal.signal(number, self.handle))
-                       for number in (signal.SIGINT, signal.SIGTERM)]
+                       for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+                       if signal.getsignal(number) != signal.SIG_IGN]  # as nohup sets it
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self.before:
             signal.signal(number, handler)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        if self.loop.interrupted:
-            self.display.console.show_cursor(True)
-            os._exit(130)
+        if number == signal.SIGHUP and self.display.live:  # nobody can be told any more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+        if self.loop.interrupted and number != signal.SIGHUP:  # which often comes twice
+            raise KeyboardInterrupt
         self.loop.interrupted = True
         self.display.say("stopping after this step; press Ctrl-C again to leave at once")

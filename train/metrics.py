@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -26,13 +27,23 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
-    """Add one line; what is not finite becomes null, since JSON has no word for it."""
+    """Add one line; what is not finite becomes null, since JSON has no word for it.
+
+    Where there is no room for all of it, none of it stays.
+    """
     clean = {key: None if isinstance(value, float) and not math.isfinite(value) else value
              for key, value in row.items()}
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(clean) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(clean) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = str(path)
+        with contextlib.suppress(FileNotFoundError):
+            os.truncate(path, size)
+        raise
 
 
 def cut(path: Path, step: int) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 from train import metrics
+from train.files import write_bytes
 
 Rows = list[dict[str, Any]]
 _PICTURES: dict[str, tuple[tuple[str, str], ...]] = {
@@ -51,7 +53,9 @@ def draw(run: Path) -> list[Path]:
             axes.set_title(run.name)
             axes.grid(alpha=0.3)
             drawn.append(folder / f"{name}.png")
-            figure.savefig(drawn[-1], dpi=120)
+            picture = io.BytesIO()
+            figure.savefig(picture, dpi=120)
+            write_bytes(drawn[-1], picture.getvalue())
         plt.close(figure)
     return drawn
 

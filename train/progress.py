@@ -56,7 +56,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """A remark that stays above the bar. Nobody reading any more is no reason to stop."""
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(OSError):
             if self.live:
                 self.console.print(text, highlight=False, soft_wrap=True, markup=False)
             else:

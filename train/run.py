@@ -6,7 +6,7 @@ import argparse
 import os
 import shlex
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from specs import Spec, UserError, init_weights, main_exit
@@ -19,6 +19,7 @@ from specs.backend import (
     load_strictly,
     settings_from,
 )
+from specs.errors import lacking
 from train import checkpoint, metrics, plots
 from train.batches import batch
 from train.checkpoint import TrainState
@@ -42,10 +43,25 @@ def main(arguments: list[str] | None = None) -> int:
     if args.resume is None and args.arch is None:
         raise UserError("say what to train: --arch bdh, or --resume NAME to go on with a run")
     backend = load_backend(args.backend, args.device)
-    with ExitStack() as locks:
-        loop = (resume if args.resume else start)(args, backend, locks)
-        ending = loop.train()
-        drawn = plots.draw(loop.run.path)
+    loop, drawn = None, []
+    try:
+        with ExitStack() as locks:
+            loop = (resume if args.resume else start)(args, backend, locks)
+            ending = loop.train()
+            drawn = plots.draw(loop.run.path)
+    except KeyboardInterrupt:
+        if loop is None:
+            raise
+        ending = "interrupted"
+    except (OSError, MemoryError, RuntimeError) as error:
+        lacked = lacking(error)
+        if lacked is None:
+            raise
+        way_out = "free some space" if isinstance(error, OSError) else (
+            "choose a smaller --micro-batch, or let --memory choose it")
+        raise UserError(f"{lacked}: {way_out}, then " + (
+            f"go on from step {loop.run.steps()[-1]} with: {again(loop)}" if loop else
+            "run the same command again")) from error
     return report(loop, ending, f"; plots in {loop.run.plots}" if drawn else "")
 
 
@@ -65,11 +81,14 @@ def start(args: argparse.Namespace, backend: Backend, locks: ExitStack) -> Loop:
         weights = {name: array.astype("float32") for name, array in source.items()}
     model, trainer = make_trainer(spec, settings, backend, weights)
     micro_batch = choose_micro_batch(spec, settings, corpus, backend, trainer)
+
+    def fill(folder: Path) -> None:
+        store(corpus, folder)
+        checkpoint.save(folder, TrainState(), weights, trainer.state(), backend.versions())
+
     run = RunDir.create(args.name, spec, settings, preset, tokenizer, described(corpus),
-                        backend.versions())
+                        backend.versions(), fill)
     locks.enter_context(run.lock())
-    store(corpus, run.path)
-    checkpoint.save(run.path, TrainState(), weights, trainer.state(), backend.versions())
     say(f"{run.path}: {spec.arch} {preset}, {spec.param_count():,} parameters, {backend.name} on "
         f"{backend.device}; {len(corpus.train):,} tokens of {corpus.source}")
     return Loop(run, spec, settings, corpus, backend, model, trainer, TrainState(), micro_batch)
@@ -89,7 +108,7 @@ def resume(args: argparse.Namespace, backend: Backend, locks: ExitStack) -> Loop
     if settings.minutes is not None and state.elapsed >= 60 * settings.minutes:
         raise UserError(f"{run.name} has had its {settings.minutes:g} minutes: give more with "
                         f"--minutes {2 * settings.minutes:g}")
-    corpus = find(run.path, run.config["corpus"]["fingerprint"], recipe(run))
+    corpus = find(run.path, run.config["corpus"].get("fingerprint", ""), recipe(run))
     model, trainer = make_trainer(spec, settings, backend, weights)
     trainer.load_state(optimizer)
     micro_batch = choose_micro_batch(spec, settings, corpus, backend, trainer)
@@ -122,20 +141,25 @@ def choose_micro_batch(spec: Spec, settings: Settings, corpus: Corpus, backend: 
 
 def report(loop: Loop, ending: str, pictures: str) -> int:
     """The last lines of a run, and its exit code."""
-    name, step = loop.run.name, loop.state.step
-    again = f"python {shown('train/run.py')} --resume {name}"
+    name, step, saved = loop.run.name, loop.state.step, loop.run.steps()[-1]
     if ending == "interrupted":
-        say(f"saved at step {loop.run.steps()[-1]}; go on with: {again}")
+        left = f"left at step {step}, " if saved < step else ""
+        say(f"{left}saved at step {saved}; go on with: {again(loop)}")
         return 130
     if ending == "diverged":
         say(f"error: {loop.skipped_in_row} updates in a row were not finite; the last good "
-            f"checkpoint is that of step {loop.run.steps()[-1]}. Try: {again} --lr "
+            f"checkpoint is that of step {saved}. Try: {again(loop)} --lr "
             f"{loop.settings.lr / 3:.1e}"
             + (" --dtype bfloat16" if loop.settings.dtype == "float16" else ""))
         return 1
     say(f"done: {step} steps in {loop.elapsed:.0f} s, {loop.run.path}{pictures}")
     say(f"generate:  python {shown('generate/run.py')} --run {name} --prompt 'The '")
     return 0
+
+
+def again(loop: Loop) -> str:
+    """The command that goes on with this run."""
+    return f"python {shown('train/run.py')} --resume {loop.run.name}"
 
 
 def shown(script: str) -> str:
@@ -160,7 +184,8 @@ def recipe(run: RunDir) -> str:
 
 
 def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    with suppress(OSError):  # nobody reads it any more
+        print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,15 +50,19 @@ class RunDir:
         for path in (Path(name).resolve(), RUNS / name):
             if (path / "config.json").is_file():
                 return cls(path)
-        known = sorted(path.parent.name for path in RUNS.glob("*/config.json"))
+        known = sorted(path.parent.name for path in RUNS.glob("[!.]*/config.json"))
         hint = did_you_mean(str(name), known) if known else (
             "; train one first: python train/run.py --arch bdh")
         raise UserError(f"no run {str(name)!r}" + hint.replace("It has:", "There are:"))
 
     @classmethod
     def create(cls, name: str | None, spec: Spec, settings: Settings, preset: str,
-               tokenizer: Tokenizer, corpus: dict[str, Any], versions: dict[str, str]) -> RunDir:
-        """A new run directory; None: named after the architecture and preset, and numbered."""
+               tokenizer: Tokenizer, corpus: dict[str, Any], versions: dict[str, str],
+               fill: Callable[[Path], None]) -> RunDir:
+        """A new run directory; `name` None: named after the architecture and preset, and numbered.
+
+        `fill` writes the rest of it; the run exists when that has ended well, or not at all.
+        """
         if name is not None and not re.fullmatch(r"\w[\w.-]{0,99}", name):
             raise UserError(f"--name {name!r} must be at most 100 letters, digits, '-', '_' and "
                             "'.', and begin with a letter or digit")
@@ -66,10 +71,11 @@ class RunDir:
             with new_folder(path) as aside:
                 write_text(aside / "tokenizer.json", tokenizer.to_json())
                 write_json(aside / "config.json", {
-                    "format": FORMAT, "arch": spec.arch, "preset": preset,
+                    "format": FORMAT, "id": uuid.uuid4().hex, "arch": spec.arch, "preset": preset,
                     "spec": spec.to_dict(), "settings": settings.to_dict(), "corpus": corpus,
                     "versions": versions, "commit": _git_commit(),
                     "created": time.strftime("%Y-%m-%d %H:%M:%S")})
+                fill(aside)
         except FileExistsError:
             raise UserError(f"{path} exists: go on with it by --resume {path.name}, or choose "
                             "another --name") from None
@@ -85,6 +91,9 @@ class RunDir:
         if not isinstance(config, dict) or config.get("format") != FORMAT:
             raise UserError(f"{file} is not of format {FORMAT}, which this version reads: it is "
                             "damaged, or was made by another version of Diptych")
+        for key in ("arch", "preset", "spec", "settings", "corpus"):
+            if key not in config:
+                raise UserError(f"{file} is damaged: it lacks {key!r}")
         return config
 
     @property

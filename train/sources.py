@@ -34,13 +34,19 @@ def texts(data: str, config: str | None = None, split: str = "train",
     """The text of `data` in pieces: "builtin", "builtin-source", a path, or a `datasets` id.
 
     `config` is a data set's configuration; `split` and `text_column` hold for data sets and for
-    .jsonl, .parquet and .csv files. Raises `UserError` for what is missing or no text, also while
-    it is read.
+    .jsonl, .parquet and .csv files. Raises `UserError` for what is missing, no text or not to be
+    had of plain text, also while it is read.
     """
     path = Path(data).expanduser()
     local = data in BUILTIN or path.exists()
     if config is not None and local:
         raise UserError(f"{data} has no configuration {config!r}: only a `datasets` id has")
+    if local and not any(file.suffix in _LOADERS for file in (path, *path.rglob("*"))):
+        for option, value, default in (("--text-column", text_column, None),
+                                       ("--data-split", split, "train")):
+            if value != default:
+                raise UserError(f"{data} is plain text, {option} {value} has no meaning there: "
+                                "leave it out")
     if data in BUILTIN:
         return BUILTIN[data]()
     if path.is_dir():

@@ -21,7 +21,8 @@ def tiny(tmp_path, monkeypatch):
     """runs/tiny below the current folder, with checkpoints at steps 10 and 20."""
     monkeypatch.chdir(tmp_path)
     spec = spec_type("bdh").preset("demo", n_layer=1, n_embd=8, mlp_internal_dim_multiplier=4)
-    run = RunDir.create("tiny", spec, Settings(), "demo", make_tokenizer("bytes", []), {}, {})
+    run = RunDir.create("tiny", spec, Settings(), "demo", make_tokenizer("bytes", []), {}, {},
+                        lambda folder: None)
     for step in (10, 20):
         weights = init_weights(spec, step)
         checkpoint.save(run.path, checkpoint.TrainState(step=step), weights, {}, {})

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from safetensors.numpy import save_file
 
+from specs import main_exit
 from specs.backend import Arrays
 from train import checkpoint, metrics
 from train import run as command
@@ -62,3 +66,22 @@ def wait_for_step(name: str, step: int) -> None:
             return
         time.sleep(0.05)
     raise AssertionError(f"{name} never came to step {step}")
+
+
+def end(*options: str, capsys: pytest.CaptureFixture[str]) -> tuple[Any, str]:
+    """Exit code and stderr of train/run.py in this process."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main_exit(lambda: command.main(list(options)))
+    return stop.value.code, capsys.readouterr().err
+
+
+def whole(run: RunDir) -> list[int]:
+    """Steps of the checkpoints, each of them whole, with nothing half-written around them."""
+    for step in run.steps():
+        checkpoint.load(checkpoint.folder(run.path, step))
+    text = run.metrics.read_text(encoding="utf-8") if run.metrics.exists() else ""
+    for line in text.splitlines():
+        json.loads(line)
+    assert not list(run.path.rglob("*.tmp"))
+    return run.steps()

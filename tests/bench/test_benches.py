@@ -1,0 +1,69 @@
+"""Each benchmark measures what it says, at sizes that take seconds."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from specs.backend import BACKENDS
+
+both = pytest.mark.needs(*BACKENDS)
+BENCH = Path(__file__).parent.parent.parent / "bench"
+
+
+def bench(folder: Path, script: str, *options: str) -> str:
+    done = subprocess.run([sys.executable, BENCH / f"{script}.py", *options], cwd=folder,
+                          capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def result(folder: Path, script: str) -> dict:
+    return json.loads((folder / "runs" / "bench" / f"{script}.json").read_text())
+
+
+@both
+def test_compare_backends(tmp_path: Path) -> None:
+    said = bench(tmp_path, "compare_backends", "--arch", "bdh", "--preset", "tiny", "--seq", "32",
+                 "--batch", "2", "--contexts", "8", "16", "--quick")
+    assert "mlx/torch" in said and "training memory" in said
+    model, = result(tmp_path, "compare_backends")["models"]
+    assert list(model["figures"]) == ["train", "forward", "prefill", "decode 8", "decode 16"]
+    for figures in model["figures"].values():
+        assert all(figures[name]["tokens_per_s"] > 0 for name in BACKENDS)
+    assert (tmp_path / "runs" / "bench" / "compare_backends.png").stat().st_size > 5000
+
+
+@both
+def test_decoding(tmp_path: Path) -> None:
+    bench(tmp_path, "decoding", "--preset", "tiny", "--contexts", "8", "60", "--tokens", "3",
+          "--memory", "1e-4")
+    for name in BACKENDS:
+        figures = result(tmp_path, "decoding")["backends"][name]
+        assert list(figures["recurrent"]) == list(figures["anew"]) == ["8", "60"]
+        assert list(figures["cache"]) == ["8"]  # the other one is larger than --memory
+
+
+@both
+def test_precision(tmp_path: Path) -> None:
+    bench(tmp_path, "precision", "--preset", "tiny", "--steps", "3", "--seq", "16", "--vary",
+          "score_scale=sqrt")
+    rows = result(tmp_path, "precision")["rows"]
+    assert [(row["backend"], row["dtype"]) for row in rows] == [
+        (name, dtype) for name in BACKENDS for dtype in ("float32", "bfloat16", "float16")]
+    assert all(math.isfinite(row["loss"]) for row in rows)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bdh_memory(tmp_path: Path, backend: str) -> None:
+    file = tmp_path / "figures.json"
+    bench(tmp_path, "bdh_memory", "--preset", "tiny", "--shapes", "2x16", "--micro-batch", "1",
+          "--who", backend, f"{backend}-plain", "--rounds", "1", "--steps", "1", "--json",
+          str(file))
+    assert [(row["who"], row["shape"]) for row in json.loads(file.read_text())["rows"]] == [
+        (backend, "2x16"), (f"{backend}-plain", "2x16")]
