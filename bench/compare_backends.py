@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from bench.worker import DECODED
 from specs import Spec, UserError, architectures, main_exit, spec_type
 from specs.backend import available_backends
 from specs.machine import chip
@@ -60,8 +62,10 @@ def main() -> None:
     documents = []
     for arch in names:
         spec = spec_type(arch).preset(args.preset, **({"block_size": args.seq} if args.seq else {}))
+        most = (spec.max_length or math.inf) - DECODED
+        contexts = [length for length in args.contexts if length <= most]
         task = {"arch": arch, "spec": spec.to_dict(), "batch": args.batch, "seq": spec.block_size,
-                "contexts": args.contexts[:2] if args.quick else args.contexts,
+                "contexts": contexts[:2] if args.quick else contexts,
                 "dtype": args.dtype, "device": args.device, "seconds": 0.3 if args.quick else 2.0}
         found: Rounds = {backend: [] for backend in available_backends()}
         order = [backend for _ in range(rounds) for backend in found]

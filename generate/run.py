@@ -80,7 +80,7 @@ def main() -> int:
     model = backend.build(spec, run.weights(args.step), args.dtype)
     prompts, speed = args.prompt or [""], Speed()
     pieces = write(backend, model, tokenizer, prompts, sampler, args.max_tokens, args.stop,
-                   args.state, speed)
+                   args.state, speed, spec.max_length)
 
     remarks = Console(stderr=True, style="dim", highlight=False, soft_wrap=True)
     finished = show(prompts, pieces)

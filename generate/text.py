@@ -54,18 +54,19 @@ class Speed:
 
 def write(backend: Backend, model: Model, tokenizer: Tokenizer, prompts: Sequence[str],
           sampler: Sampler, max_tokens: int = 200, stop: Sequence[str] = (), state: str = "auto",
-          speed: Speed | None = None) -> Iterator[Piece]:
+          speed: Speed | None = None, max_length: int | None = None) -> Iterator[Piece]:
     """Continue all prompts at once, each with the text that it would have had alone.
 
-    A text ends before the first of the `stop` strings, or after `max_tokens` tokens. An empty
-    prompt stands for a line break, which is not part of the text. `state` is the decoder's.
-    Raises `UserError` for a prompt without tokens, an empty stop string, fewer than one token.
+    A text ends before the first of the `stop` strings, after `max_tokens` tokens, or where it
+    and its prompt have `max_length`, the spec's. An empty prompt stands for a line break, which
+    is not part of the text. `state` is the decoder's. Raises `UserError` for a prompt without
+    tokens or as long as the model can read, an empty stop string, fewer than one token.
     """
     if max_tokens < 1:
         raise UserError(f"--max-tokens {max_tokens} must be at least 1")
     if not all(stop):
         raise UserError("--stop '' would end every text before it begins: give some text")
-    rows = [_Row(number, tokenizer, prompt or START, max_tokens, stop)
+    rows = [_Row(number, tokenizer, prompt or START, max_tokens, stop, max_length)
             for number, prompt in enumerate(prompts)]
     decoder = backend.decoder(model, len(rows), max(len(row.ids) for row in rows), state)
     return _grow(rows, decoder, sampler, tokenizer.vocab_size, speed or Speed())
@@ -99,11 +100,16 @@ class _Row:
     """One text: the prompt's tokens, then the sampled ones."""
 
     def __init__(self, number: int, tokenizer: Tokenizer, prompt: str, max_tokens: int,
-                 stop: Sequence[str]) -> None:
+                 stop: Sequence[str], max_length: int | None) -> None:
         read = tokenizer.encode(prompt)
         if not len(read):
             raise UserError(f"the prompt {prompt!r} has no token in this run's tokenizer: give "
                             "another one")
+        if max_length is not None:
+            if len(read) >= max_length:
+                raise UserError(f"a prompt of {len(read)} tokens leaves no room: this model knows "
+                                f"{max_length} positions; shorten it")
+            max_tokens = min(max_tokens, max_length - len(read))
         self.number = number
         self.ids = np.concatenate([read, np.zeros(max_tokens, read.dtype)])
         self.length = len(read)

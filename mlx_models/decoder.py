@@ -3,6 +3,8 @@
 import mlx.core as mx
 import numpy as np
 
+from mlx_models.trace import trace_decoding
+
 PIECE = 512  # tokens that a prefill reads at once: bounds its activations
 
 
@@ -25,6 +27,9 @@ class Decoder:
 
     def step(self, tokens):
         return self.prefill(np.asarray(tokens)[:, None])[:, 0]
+
+    def trace(self, tokens):
+        return trace_decoding(self.model, mx.array(tokens), self.cache)
 
     def fork(self, rows):
         index = mx.array(list(rows))

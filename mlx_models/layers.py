@@ -1,4 +1,4 @@
-"""What every architecture of this panel uses: precision, dropout, recomputation."""
+"""What every architecture of this panel uses: precision, norms, RoPE, dropout, recomputation."""
 
 import math
 import os
@@ -6,6 +6,7 @@ from functools import cache
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from mlx_models import openblas
 
@@ -56,6 +57,73 @@ def settle(arrays):
     mx.eval(arrays)
     if openblas:
         openblas.openblas_set_num_threads(os.cpu_count())
+
+
+class Linear(nn.Linear):
+    """x Wᵀ + b in the dtype of x; the parameters stay in float32."""
+
+    def __call__(self, x):
+        weight = self.weight.astype(x.dtype).T
+        return mx.addmm(self.bias.astype(x.dtype), x, weight) if "bias" in self else x @ weight
+
+
+class Embedding(nn.Embedding):
+    """A table of rows that are looked up, and the head that is tied to it."""
+
+    def as_linear(self, x):
+        return x @ self.weight.astype(x.dtype).T
+
+
+class LayerNorm(nn.Module):
+    """(x − mean)/√(variance + eps)·weight + bias, in at least float32."""
+
+    def __init__(self, dims, eps):
+        super().__init__()
+        self.weight, self.bias, self.eps = mx.ones(dims), mx.zeros(dims), eps
+
+    def __call__(self, x):
+        return mx.fast.layer_norm(upcast(x), self.weight, self.bias, self.eps)
+
+
+class RMSNorm(nn.Module):
+    """x/√(mean x² + eps)·weight, in at least float32."""
+
+    def __init__(self, dims, eps):
+        super().__init__()
+        self.weight, self.eps = mx.ones(dims), eps
+
+    def __call__(self, x):
+        return mx.fast.rms_norm(upcast(x), self.weight, self.eps)
+
+
+class Rotary(nn.Module):
+    """RoPE on the halves of x (B, H, T, D), with cos and sin (T, D/2) in at least float32."""
+
+    def __call__(self, x, cos, sin):
+        x1, x2 = mx.split(x, 2, axis=-1)
+        return mx.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1)
+
+
+class RotaryTable:
+    """cos and sin of `angles(start, T)`, (T, D/2), kept for all positions seen so far."""
+
+    def __init__(self, angles):
+        self.angles, self.cos, self.sin = angles, None, None
+
+    def __call__(self, start, T):
+        end = start + T
+        if self.cos is None or end > len(self.cos):
+            angle = self.angles(0, -(-end // 1024) * 1024)
+            self.cos, self.sin = (mx.array(f(angle).astype(np.float32)) for f in (np.cos, np.sin))
+        return self.cos[start:end], self.sin[start:end]
+
+
+def attention(q, k, v, mask):
+    """softmax(q kᵀ/√D) v for q (B, H, T, D), k and v (B, Hkv, S, D); softmax in float32.
+
+    mask: None (everything is seen), "causal" (with S = T), or (T, S) bool.
+    """
+    return mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5, mask=mask)
 
 
 def mix(x):

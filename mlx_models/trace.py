@@ -19,15 +19,8 @@ def trace(model, batch, grads):
     tokens, targets, key = batch
 
     def run(zeros):
-        calls, seen = [], Counter()
-
-        def record(name, inputs, output):
-            output = output + zeros[len(calls)] if zeros else output
-            seen[name] += 1
-            calls.append((name if seen[name] == 1 else f"{name}#{seen[name]}", inputs, output))
-            return output
-
-        with watched(model, record):
+        calls = []
+        with recording(model, calls, zeros):
             loss = cross_entropy(model(tokens, key=key), targets) / targets.size
         return loss, [inputs for _, inputs, _ in calls], [o for _, _, o in calls], [
             path for path, _, _ in calls]
@@ -39,6 +32,30 @@ def trace(model, batch, grads):
         gradients = mx.grad(lambda zeros: run(zeros)[0])(zeros)
     return [Call(path, tuple(map(_numpy, args)), _numpy(output), _numpy(grad))
             for path, args, output, grad in zip(paths, inputs, outputs, gradients, strict=True)]
+
+
+def trace_decoding(model, tokens, cache):
+    """All submodule calls in execution order while `tokens` are read."""
+    calls = []
+    with recording(model, calls):
+        model(tokens, cache)
+    return [Call(path, tuple(map(_numpy, inputs)), _numpy(output))
+            for path, inputs, output in calls]
+
+
+@contextmanager
+def recording(model, calls, zeros=None):
+    """(path, inputs, output) of every submodule call joins `calls`; `zeros` join the outputs."""
+    seen = Counter()
+
+    def record(name, inputs, output):
+        output = output + zeros[len(calls)] if zeros else output
+        seen[name] += 1
+        calls.append((name if seen[name] == 1 else f"{name}#{seen[name]}", inputs, output))
+        return output
+
+    with watched(model, record):
+        yield
 
 
 @contextmanager

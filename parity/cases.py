@@ -83,13 +83,15 @@ def random_spec(arch: str, seed: int) -> Spec:
 
 
 def _draw(rng: np.random.Generator, hint: Any, value: Any) -> Any:
-    """Another value for a field: any of its choices, whole numbers from half to twice `value`."""
+    """Another value for a field: any of its choices, whole numbers from half to twice `value`
+    (to 3 for 0), or where it may be null, null or a number up to 39, small ones more often."""
     if typing.get_origin(hint) is Literal:
         return typing.get_args(hint)[rng.integers(len(typing.get_args(hint)))]
-    if isinstance(hint, types.UnionType) and int in typing.get_args(hint):
-        return None if rng.random() < 0.5 else int(rng.integers(2, 40))
+    if isinstance(hint, types.UnionType):
+        number = next(kind for kind in typing.get_args(hint) if kind in (int, float))
+        return None if rng.random() < 0.5 else number(int(40 ** rng.random()))
     if hint is bool:
         return bool(rng.integers(2))
     if hint is int:
-        return int(rng.integers(max(1, value // 2), 2 * value + 1))
+        return int(rng.integers(max(1, value // 2), 2 * value + 1) if value else rng.integers(4))
     return value

@@ -89,7 +89,8 @@ def forked(decoder: Decoder, tokens: np.ndarray) -> np.ndarray:
 
 def state_size(subject: Subject, kind: str) -> Measure:
     """What a decoder holds at most, in bytes, is what the spec says."""
-    case = random_case(subject.spec, 2, 70, subject.seed)
+    longest = subject.spec.max_length or 140
+    case = random_case(subject.spec, 2, min(70, longest // 2), subject.seed)
     rows, T = case.batch.tokens.shape
     truth = rows * subject.spec.decode_state_bytes(2 * T, kind)
     errors = {}

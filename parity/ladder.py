@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from parity import decoding_rungs, rungs, step_rung, training_rungs
 from parity.locate import Divergence, locate
+from parity.locate_decoding import locate_decoding
 from parity.subject import Measure, Subject
 
 Rung = Callable[[Subject], Iterator[Measure]]
@@ -65,5 +66,6 @@ def result(subject: Subject, name: str, measuring: Iterable[Measure]) -> Result:
     began = time.perf_counter()
     measures = tuple(measuring)
     failed = next((measure for measure in measures if measure.worst > 1), None)
-    located = locate(subject, failed.case, failed.guilty) if failed else []
+    located = [] if failed is None else (locate(subject, failed.case, failed.guilty)
+                                         or locate_decoding(subject, failed.case, failed.guilty))
     return Result(name, measures, tuple(located), time.perf_counter() - began)

@@ -25,7 +25,7 @@ class Divergence:
     """
 
     panel: str
-    direction: Literal["forward", "backward"]
+    direction: Literal["forward", "backward", "decoding"]
     module: str
     before: float
     after: float
@@ -67,13 +67,15 @@ def rounding(truth: Figures) -> dict[str, float]:
     return {**own_rounding(truth), **whole_gradient(gradients)}
 
 
-def forward(panel: str, paths: list[str], alone: Measures, passing: Measures) -> Divergence | None:
-    """In execution order, children before their parent."""
+def forward(panel: str, paths: list[str], alone: Measures | None,
+            passing: Measures) -> Divergence | None:
+    """In execution order, children before their parent. Where no module was tried alone, one is
+    guilty that gives something wrong for something right."""
     left = 0.0
     for path in paths:
         entering = worst(panel, passing, f"{path} input ")
         leaving = passing[f"{path} output"].over(panel)
-        if alone[path].over(panel) > 1:
+        if alone[path].over(panel) > 1 if alone else entering <= 1 < leaving:
             return Divergence(panel, "forward", path, entering, leaving)
         if entering > 1:
             guilty = caller(path, paths)

@@ -117,6 +117,9 @@ class Decoder(Protocol):
     def step(self, tokens: np.ndarray) -> np.ndarray:
         """Read one token a sequence, (B,); logits (B, V)."""
 
+    def trace(self, tokens: np.ndarray) -> list[Call]:
+        """Read (B, T) tokens as `prefill` does; every submodule call in execution order."""
+
     def fork(self, rows: Sequence[int]) -> Decoder:
         """A decoder of its own whose sequences are copies of `rows` of this one."""
 

@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import numpy as np
+
 from specs.errors import UserError
 from specs.init import Init
 
@@ -98,6 +100,11 @@ class Spec:
         """The states that decoding can keep."""
         return ("cache",)
 
+    @property
+    def max_length(self) -> int | None:
+        """Tokens that a sequence may have; None: any number."""
+        return None
+
     def params(self) -> tuple[Param, ...]:
         """The parameter table: the only source of names, shapes and initial values."""
         raise TypeError(f"{self.arch} has no parameter table")
@@ -115,6 +122,12 @@ class Spec:
         if kind not in self.decode_kinds:
             raise UserError(f"{self.arch} cannot decode with the state {kind!r}"
                             + did_you_mean(kind, list(self.decode_kinds)))
+
+    def check_length(self, length: int) -> None:
+        """Raise `UserError` for a sequence of so many tokens if it may not be as long."""
+        if self.max_length is not None and length > self.max_length:
+            raise UserError(f"{self.arch}: a sequence of {length} tokens is too long, this model "
+                            f"knows {self.max_length} positions (its block_size): give fewer")
 
     def param_count(self) -> int:
         return sum(param.size for param in self.params())
@@ -140,6 +153,12 @@ class Spec:
             raise UserError(f"{cls.__module__.rpartition('.')[2]} has no preset {name!r}"
                             + did_you_mean(name, list(cls.presets)))
         return cls.from_dict({**cls.presets[name], **fields})
+
+
+def rotary_angles(dim: int, theta: float, start: int, T: int) -> np.ndarray:
+    """t·theta^(−2i/dim) in radians for t = start … start+T−1: (T, dim/2) in float64 (Su et al.,
+    arXiv 2104.09864). Only their cosines and sines are rounded, so far positions stay exact."""
+    return np.outer(np.arange(start, start + T), theta ** (-np.arange(0, dim, 2) / dim))
 
 
 def parse_field(text: str) -> tuple[str, Any]:

@@ -23,6 +23,11 @@ def normal(std: float) -> Init:
     return lambda rng, shape: rng.standard_normal(shape, np.float32) * np.float32(std)
 
 
+def constant(value: float) -> Init:
+    """The same number everywhere: 1 for the weight of a norm, 0 for a bias."""
+    return lambda rng, shape: np.full(shape, value, np.float32)
+
+
 def philox(seed: int, *names: object) -> np.random.Philox:
     """The random stream that belongs to (seed, names): a counter-based one, so nothing to save."""
     digest = hashlib.sha256(repr((seed, *names)).encode()).digest()

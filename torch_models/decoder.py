@@ -3,6 +3,8 @@
 import numpy as np
 import torch
 
+from torch_models.trace import trace_decoding
+
 PIECE = 512  # tokens that a prefill reads at once: bounds its activations
 
 
@@ -26,6 +28,9 @@ class Decoder:
 
     def step(self, tokens):
         return self.prefill(np.asarray(tokens)[:, None])[:, 0]
+
+    def trace(self, tokens):
+        return trace_decoding(self.model, torch.tensor(tokens, device=self.device), self.cache)
 
     def fork(self, rows):
         index = torch.tensor(list(rows), device=self.device)

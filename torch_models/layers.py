@@ -1,8 +1,10 @@
-"""What every architecture of this panel uses: precision, dropout, recomputation."""
+"""What every architecture of this panel uses: precision, norms, RoPE, dropout, recomputation."""
 
 import math
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 _GOLDEN, _MIX1, _MIX2 = -1640531527, 2146121005, -2073254261  # odd; as signed 32-bit numbers
@@ -16,6 +18,83 @@ def upcast(x):
 def recompute(layer, *args):
     """layer(*args), whose activations are computed again in the backward pass."""
     return checkpoint(layer, *args, use_reentrant=False)
+
+
+class Linear(nn.Linear):
+    """x Wᵀ + b in the dtype of x; the parameters stay in float32."""
+
+    def reset_parameters(self):
+        """Weights are the spec's."""
+
+    def forward(self, x):
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)
+
+
+class Embedding(nn.Embedding):
+    """A table of rows that are looked up, and the head that is tied to it."""
+
+    def reset_parameters(self):
+        """Weights are the spec's."""
+
+    def as_linear(self, x):
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class LayerNorm(nn.Module):
+    """(x − mean)/√(variance + eps)·weight + bias, in at least float32."""
+
+    def __init__(self, dims, eps):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(dims)), nn.Parameter(torch.zeros(dims))
+        self.eps = eps
+
+    def forward(self, x):
+        return F.layer_norm(upcast(x), x.shape[-1:], self.weight, self.bias, self.eps)
+
+
+class RMSNorm(nn.Module):
+    """x/√(mean x² + eps)·weight, in at least float32."""
+
+    def __init__(self, dims, eps):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(dims)), eps
+
+    def forward(self, x):
+        return F.rms_norm(upcast(x), x.shape[-1:], self.weight, self.eps)
+
+
+class Rotary(nn.Module):
+    """RoPE on the halves of x (B, H, T, D), with cos and sin (T, D/2) in at least float32."""
+
+    def forward(self, x, cos, sin):
+        x1, x2 = x.chunk(2, dim=-1)
+        return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], dim=-1)
+
+
+class RotaryTable:
+    """cos and sin of `angles(start, T)`, (T, D/2), kept for all positions seen so far."""
+
+    def __init__(self, angles):
+        self.angles, self.cos, self.sin = angles, None, None
+
+    def __call__(self, start, T, like):
+        """In the dtype and on the device of `like`."""
+        end = start + T
+        if self.cos is None or end > len(self.cos):
+            angle = torch.from_numpy(self.angles(0, -(-end // 1024) * 1024))
+            self.cos, self.sin = torch.cos(angle).to(like), torch.sin(angle).to(like)
+        return self.cos[start:end], self.sin[start:end]
+
+
+def attention(q, k, v, mask):
+    """softmax(q kᵀ/√D) v for q (B, H, T, D), k and v (B, Hkv, S, D); softmax in at least float32.
+
+    mask: None (everything is seen), "causal" (with S = T), or (T, S) bool.
+    """
+    causal = isinstance(mask, str)
+    return F.scaled_dot_product_attention(q, k, v, None if causal else mask, is_causal=causal,
+                                          enable_gqa=q.shape[1] != k.shape[1])
 
 
 def times(a, b):

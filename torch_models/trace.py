@@ -1,6 +1,7 @@
 """What went in and out of every submodule, taken by hooks: the model files hold nothing for it."""
 
 from collections import Counter
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -12,7 +13,31 @@ from torch_models.loss import cross_entropy
 def trace(model, batch, grads):
     """All submodule calls in execution order, with d loss / d output where `grads`."""
     tokens, targets, key = batch
-    calls, seen, hooks = [], Counter(), []
+    calls = []
+    with torch.set_grad_enabled(grads), recording(model, calls, grads):
+        loss = cross_entropy(model(tokens, key=key), targets) / targets.numel()
+    if grads:
+        loss.backward()
+        model.zero_grad()
+    return [Call(path, tuple(map(_numpy, inputs)), _numpy(output),
+                 _numpy(output.grad) if grads else None) for path, inputs, output in calls]
+
+
+@torch.no_grad()
+def trace_decoding(model, tokens, cache):
+    """All submodule calls in execution order while `tokens` are read."""
+    calls = []
+    with recording(model, calls):
+        model(tokens, cache)
+    return [Call(path, tuple(map(_numpy, inputs)), _numpy(output))
+            for path, inputs, output in calls]
+
+
+@contextmanager
+def recording(model, calls, grads=False):
+    """(path, inputs, output) of every submodule call joins `calls`; with `grads` the outputs keep
+    their gradients."""
+    seen, hooks = Counter(), []
 
     def watch(name):
         def hook(module, inputs, output):
@@ -22,20 +47,14 @@ def trace(model, batch, grads):
             calls.append((name if seen[name] == 1 else f"{name}#{seen[name]}", inputs, output))
         return hook
 
-    for name, module in model.named_modules():
-        if name and not isinstance(module, torch.nn.ModuleList):
-            hooks.append(module.register_forward_hook(watch(name)))
     try:
-        with torch.set_grad_enabled(grads):
-            loss = cross_entropy(model(tokens, key=key), targets) / targets.numel()
+        for name, module in model.named_modules():
+            if name and not isinstance(module, torch.nn.ModuleList):
+                hooks.append(module.register_forward_hook(watch(name)))
+        yield
     finally:
         for handle in hooks:
             handle.remove()
-    if grads:
-        loss.backward()
-        model.zero_grad()
-    return [Call(path, tuple(map(_numpy, inputs)), _numpy(output),
-                 _numpy(output.grad) if grads else None) for path, inputs, output in calls]
 
 
 @torch.no_grad()

@@ -64,6 +64,14 @@ def test_what_is_known_is_read_in_one_call_and_finished_rows_are_dropped():
     assert (speed.prefill_tokens, speed.decode_tokens) == (4, 5)
 
 
+def test_a_text_ends_where_the_positions_do():
+    script = Script("abcdefgh", "0123456789")
+    text, finish = texts(script, ["ab", "0123"], max_tokens=9, max_length=6)
+    assert (text, finish) == (["cdef", "45"], ["length"] * 2)
+    with pytest.raises(UserError, match="a prompt of 6 tokens leaves no room: this model knows 6"):
+        texts(script, ["abcdef"], max_length=6)
+
+
 def test_the_prompt_is_no_part_of_the_text_and_an_empty_one_begins_a_line():
     assert texts(Script("\nOnce"), [""], max_tokens=4) == (["Once"], ["length"])
 
@@ -127,41 +135,48 @@ def test_bad_options_are_told_before_the_first_piece(options, message):
         write(Script(), None, BYTES, sampler=GREEDY, **{"prompts": ["a"], **options})
 
 
-SPEC = spec_type("bdh").preset("demo", n_layer=2, block_size=24, n_embd=16, n_head=2,
-                               mlp_internal_dim_multiplier=4)
+SPECS = {
+    "bdh": spec_type("bdh").preset("demo", n_layer=2, block_size=24, n_embd=16, n_head=2,
+                                   mlp_internal_dim_multiplier=4),
+    "gpt": spec_type("gpt").preset("demo", n_layer=2, block_size=24, n_embd=16, n_head=2),
+}
 PROMPTS = ["To be", "", "It was the best of times, it was", "To be", "é"]
 SAMPLER = Sampler(temperature=0.7, top_k=60, top_p=0.97, min_p=0.01, repetition_penalty=1.1,
                   seed=3)
 
 
-def panel_texts(name, prompts, sampler=SAMPLER, state="auto", **options):
-    backend = load_backend(name, "cpu")
-    weights = {name: 5 * w for name, w in init_weights(SPEC, 1).items()}
-    model = backend.build(SPEC, weights)
+def panel_texts(name, prompts, sampler=SAMPLER, state="auto", arch="bdh", **options):
+    backend, spec = load_backend(name, "cpu"), SPECS[arch]
+    weights = {name: 5 * w for name, w in init_weights(spec, 1).items()}
+    model = backend.build(spec, weights)
     return texts(backend, prompts, sampler, model, state=state, **options)[0]
 
 
-@pytest.mark.parametrize("state", ["cache", "recurrent"])
+@pytest.mark.parametrize(("arch", "state"), [(arch, state) for arch, spec in SPECS.items()
+                                              for state in spec.decode_kinds])
 @pytest.mark.parametrize("name", available_backends())
-def test_batch_equals_alone(name, state):
-    together = panel_texts(name, PROMPTS, state=state, max_tokens=20)
-    alone = [panel_texts(name, [prompt], state=state, max_tokens=20)[0] for prompt in PROMPTS]
+def test_batch_equals_alone(name, arch, state):
+    options = {"arch": arch, "state": state, "max_tokens": 20}
+    together = panel_texts(name, PROMPTS, **options)
+    alone = [panel_texts(name, [prompt], **options)[0] for prompt in PROMPTS]
     assert together == alone
     assert together[0] == together[3] and len(set(together)) == 4
 
 
 @pytest.mark.skipif(len(available_backends()) < 2, reason="needs both backends")
 @pytest.mark.parametrize("sampler", [SAMPLER, GREEDY], ids=["sampled", "greedy"])
-def test_same_seed_same_text_on_both_backends(sampler):
-    mlx, torch = (panel_texts(name, PROMPTS, sampler, max_tokens=60) for name in ("mlx", "torch"))
+@pytest.mark.parametrize("arch", SPECS)
+def test_same_seed_same_text_on_both_backends(arch, sampler):
+    mlx, torch = (panel_texts(name, PROMPTS, sampler, arch=arch, max_tokens=60)
+                  for name in ("mlx", "torch"))
     assert mlx == torch
 
 
 @pytest.mark.parametrize("name", available_backends())
 def test_past_the_training_window(name):
     speed = Speed()
-    panel_texts(name, ["a"], max_tokens=SPEC.block_size + 20, speed=speed)
-    assert speed.decode_tokens == SPEC.block_size + 19
+    panel_texts(name, ["a"], max_tokens=SPECS["bdh"].block_size + 20, speed=speed)
+    assert speed.decode_tokens == SPECS["bdh"].block_size + 19
 
 
 @pytest.mark.parametrize("name", available_backends())

@@ -17,9 +17,9 @@ def panels() -> dict[str, Backend]:
     return {"mlx": load_backend("mlx", "cpu"), "torch": load_backend("torch", "cpu")}
 
 
-def small_subject(panels: dict[str, Backend], **fields: Any) -> Subject:
+def small_subject(panels: dict[str, Backend], arch: str = "bdh", **fields: Any) -> Subject:
     small = {"n_layer": 2, "n_embd": 16, "vocab_size": 32, "block_size": 40, "dropout": 0.1}
-    return subject_of(spec_type("bdh").preset("tiny", **{**small, **fields}), panels)
+    return subject_of(spec_type(arch).preset("tiny", **{**small, **fields}), panels)
 
 
 def subject_of(spec: Spec, panels: dict[str, Backend], seed: int = 0) -> Subject:

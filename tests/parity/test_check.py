@@ -10,7 +10,7 @@ import pytest
 
 from parity import check
 from parity.ladder import RUNGS
-from specs import main_exit
+from specs import architectures, main_exit
 from specs.backend import Backend
 from tests.parity.test_faults import FAULTS
 
@@ -47,12 +47,13 @@ def test_climbs_the_rungs_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 def test_by_default_all_rungs_of_a_tiny_model_and_an_odd_one() -> None:
     args = check.parser().parse_args([])
     models = list(check.chosen_models(args))
-    assert [title for title, *_ in models] == ["bdh tiny", "bdh odd, seed 0"]
+    assert [title for title, *_ in models] == [
+        f"{arch} {which}" for arch in architectures() for which in ("tiny", "odd, seed 0")]
     assert check.chosen_rungs(args.rungs) == list(RUNGS)
 
 
 def test_random_specs_follow_the_seed() -> None:
-    args = check.parser().parse_args(["--random", "3", "--seed", "5"])
+    args = check.parser().parse_args(["--arch", "bdh", "--random", "3", "--seed", "5"])
     assert [title for title, *_ in check.chosen_models(args)] == [
         "bdh odd, seed 5", "bdh odd, seed 6", "bdh odd, seed 7"]
 

@@ -1,4 +1,5 @@
-"""A harness is as good as what it catches: known mistakes, planted in one panel.
+"""A harness is as good as what it catches: known mistakes, planted in one panel of BDH, of the
+optimizers or of the house.
 
 Each is an edit of one line of a panel, as small as such mistakes are. The rungs before the one
 that it belongs to hold; that one fails, on that panel only, and names the place.
@@ -6,50 +7,11 @@ that it belongs to hold; that one fails, on that panel only, and names the place
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import textwrap
-from dataclasses import dataclass, field
-from typing import Any
-
 import pytest
 
-from parity.ladder import RUNGS, result
 from parity.locate import MODEL
 from specs.backend import Backend
-from tests.parity.conftest import small_subject
-
-
-@dataclass(frozen=True)
-class Fault:
-    """`code` ("Class.method", or "function") of `module` reads `new` for `old`.
-
-    `good` rungs hold, `rung` fails on `panel`, and the divergence is at `place` ("": nowhere in
-    the model).
-    """
-
-    name: str
-    module: str
-    code: str
-    old: str
-    new: str
-    rung: str
-    place: str = ""
-    good: tuple[str, ...] = ()
-    panel: str = "mlx"
-    spec: dict[str, Any] = field(default_factory=dict)
-
-    def plant(self, patch: pytest.MonkeyPatch) -> None:
-        owner_name, _, name = self.code.rpartition(".")
-        module = importlib.import_module(self.module)
-        owner = getattr(module, owner_name) if owner_name else module
-        function = getattr(owner, name)
-        source = textwrap.dedent(inspect.getsource(function))
-        assert source.count(self.old) == 1, f"{self.old!r} is not one place of {self.code}"
-        made: dict[str, Any] = {}
-        exec(source.replace(self.old, self.new), function.__globals__, made)
-        patch.setattr(owner, name, made[name])
-
+from tests.parity.planting import Fault
 
 MLX, TORCH = "mlx_models.bdh", "torch_models.bdh"
 ATTN, FIRST = "layers.0.attn", ("parameters",)
@@ -116,16 +78,16 @@ FAULTS = [
     Fault("training without dropout", "mlx_models.trainer", "Trainer.scaled_loss",
           "key=key", "key=None", "trajectory", good=("gradients", "optimizer")),
     Fault("cache offset of one", MLX, "KeyCache.attend",
-          "+= r.shape[2]", "+= r.shape[2] + 1", "decoding", good=FORWARD),
+          "+= r.shape[2]", "+= r.shape[2] + 1", "decoding", MODEL, FORWARD),
     Fault("cache offset of one in torch", TORCH, "KeyCache.attend",
-          "+= r.shape[2]", "+= r.shape[2] + 1", "decoding", good=FORWARD, panel="torch"),
-    Fault("state is written before it is read", MLX, "Attention.chunkwise",
-          "self.read(r_i, state)", "self.read(r_i, self.write(state, r_i, x_i))",
-          "decoding", good=FORWARD),
+          "+= r.shape[2]", "+= r.shape[2] + 1", "decoding", MODEL, FORWARD, "torch"),
+    Fault("state is written before it is read", MLX, "StateCache.attend",
+          "read(r, self.state)", "read(r, attention.write(self.state, r, x))",
+          "decoding", ATTN, FORWARD),
     Fault("fork in another order", "mlx_models.decoder", "Decoder.fork",
           "list(rows)", "sorted(rows)", "decoding", good=FORWARD),
-    Fault("text from a state written too early", MLX, "Attention.chunkwise",
-          "self.read(r_i, state)", "self.read(r_i, self.write(state, r_i, x_i))", "sampling"),
+    Fault("text from a state written too early", MLX, "StateCache.attend",
+          "read(r, self.state)", "read(r, attention.write(self.state, r, x))", "sampling", ATTN),
     Fault("optimizer state loaded as new", "mlx_models.optim", "Optimizer.load_state",
           'int(state["step"])', "0", "resume"),
 ]
@@ -134,12 +96,4 @@ FAULTS = [
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "-"))
 def test_fault_is_caught_and_located(fault: Fault, panels: dict[str, Backend],
                                      monkeypatch: pytest.MonkeyPatch) -> None:
-    fault.plant(monkeypatch)
-    subject = small_subject(panels, **fault.spec)
-    for name in fault.good:
-        assert result(subject, name, RUNGS[name](subject)).ok, name
-    found = result(subject, fault.rung, RUNGS[fault.rung](subject))
-    assert {panel for measure in found.failed for panel in measure.guilty} == {fault.panel}
-    assert {(each.panel, each.module) for each in found.divergences} == (
-        {(fault.panel, fault.place)} if fault.place else set())
-    assert all(each.before <= 1 < each.after for each in found.divergences)
+    fault.is_caught_and_located("bdh", panels, monkeypatch)

@@ -6,31 +6,62 @@ python parity/check.py --random 20
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from parity.cases import edge_cases, lively_weights, random_case, random_spec
 from parity.ladder import RUNGS, climb, result
 from parity.locate import locate
-from specs import Spec, spec_type
+from parity.locate_decoding import locate_decoding
+from specs import Spec, architectures, spec_type
 from specs.backend import Backend
 from specs.base import Param
 from tests.parity.conftest import small_subject, subject_of
 
+QUICK = [rung for rung in RUNGS if rung not in ("trajectory", "resume")]
+
 
 @pytest.mark.parametrize("rung", RUNGS)
-def test_small_model_climbs(rung: str, panels: dict[str, Backend]) -> None:
-    subject = small_subject(panels)
+@pytest.mark.parametrize("arch", architectures())
+def test_small_model_climbs(arch: str, rung: str, panels: dict[str, Backend]) -> None:
+    subject = small_subject(panels, arch)
     found = result(subject, rung, RUNGS[rung](subject))
     assert found.ok and not found.divergences
     assert {panel for measure in found.measures for panel in measure.errors} == set(panels)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_odd_model_climbs(seed: int, panels: dict[str, Backend]) -> None:
-    subject = subject_of(random_spec("bdh", seed).replace(block_size=40), panels, seed)
-    quick = [rung for rung in RUNGS if rung not in ("trajectory", "resume")]
-    assert not [(found.rung, found.worst()) for found in climb(subject, quick) if not found.ok]
+@pytest.mark.parametrize("arch", architectures())
+def test_odd_model_climbs(arch: str, seed: int, panels: dict[str, Backend]) -> None:
+    subject = subject_of(random_spec(arch, seed).replace(block_size=40), panels, seed)
+    assert not [(found.rung, found.worst()) for found in climb(subject, QUICK) if not found.ok]
+
+
+GPT_FORMS: dict[str, dict[str, Any]] = {
+    "gpt2": {"norm": "layernorm", "pos": "learned", "mlp": "gelu_tanh", "bias": True,
+             "n_kv_head": None},
+    "llama": {"tie_embeddings": False},
+    "qwen3": {"qk_norm": True, "head_dim": 6, "norm_eps": 1e-6, "rope_theta": 1e6},
+    "mistral": {"window": 5, "tie_embeddings": False},
+    "sinks": {"window": 7, "sinks": 3, "n_kv_head": 1},
+    "gelu": {"mlp": "gelu", "norm": "layernorm", "qk_norm": True, "bias": True},
+    "relu2": {"mlp": "relu2", "pos": "none", "logit_softcap": 2.0},
+}
+
+
+@pytest.mark.parametrize("form", GPT_FORMS)
+def test_every_form_of_gpt_climbs(form: str, panels: dict[str, Backend]) -> None:
+    subject = small_subject(panels, "gpt", **GPT_FORMS[form])
+    assert not [(found.rung, found.worst()) for found in climb(subject, QUICK) if not found.ok]
+
+
+def test_a_cache_that_dropped_rows_is_right(panels: dict[str, Backend]) -> None:
+    """520 tokens, of which blocks of 256 fall out of the window, but for the sinks."""
+    subject = small_subject(panels, "gpt", n_layer=1, block_size=640, window=9, sinks=2)
+    found = result(subject, "decoding", RUNGS["decoding"](subject))
+    assert found.ok, found.worst()
 
 
 def test_long_context_is_chunked_alike(panels: dict[str, Backend]) -> None:
@@ -66,7 +97,10 @@ def test_lively_weights_leave_no_constant_tensor() -> None:
 
 
 @pytest.mark.parametrize(("B", "T"), [(3, 1), (2, 2), (2, 5), (2, 37)])
-def test_right_panels_part_nowhere(B: int, T: int, panels: dict[str, Backend]) -> None:
+@pytest.mark.parametrize("arch", architectures())
+def test_right_panels_part_nowhere(arch: str, B: int, T: int, panels: dict[str, Backend]) -> None:
     """Two tokens matter: a norm then makes the gradient at the scores zero but for rounding."""
-    subject = small_subject(panels)
-    assert not locate(subject, random_case(subject.spec, B, T, 0), suspects=panels)
+    subject = small_subject(panels, arch)
+    case = random_case(subject.spec, B, T, 0)
+    assert not locate(subject, case, suspects=panels)
+    assert not locate_decoding(subject, case, suspects=panels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -66,6 +67,24 @@ def test_a_bad_field_is_named(fields: dict, message: str) -> None:
     assert str(error.value).startswith(message)
 
 
+@pytest.mark.parametrize("fields, message", [
+    ({"n_kv_head": 3}, "n_kv_head = 3 must be null or a divisor of n_head = 4"),
+    ({"n_kv_head": 0}, "n_kv_head = 0 must be null or a divisor of n_head = 4"),
+    ({"n_embd": 30}, "n_embd = 30 must be a multiple of n_head = 4 unless head_dim is given"),
+    ({"n_embd": 36}, "n_embd = 36 must be such that heads have an even size for pos = 'rope'"),
+    ({"head_dim": 7}, "head_dim = 7 must be such that heads have an even size for pos = 'rope'"),
+    ({"head_dim": 0}, "head_dim = 0 must be null or at least 1"),
+    ({"pos": "alibi"}, "pos = 'alibi' must be one of learned, rope, none"),
+    ({"mlp": "silu"}, "mlp = 'silu' must be one of gelu, gelu_tanh, swiglu, relu2"),
+    ({"window": 1}, "window = 1 must be null or at least 2"),
+    ({"sinks": 4}, "sinks = 4 must be 0, or positive beside a window"),
+    ({"logit_softcap": 0}, "logit_softcap = 0.0 must be null or positive"),
+], ids=lambda value: "-".join(map(str, *value.items())) if isinstance(value, dict) else "")
+def test_a_bad_field_of_gpt_is_named(fields: dict, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        spec_type("gpt").from_dict(fields)
+
+
 def test_a_spec_cannot_change() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         spec_type("bdh")().n_layer = 3  # type: ignore[misc]
@@ -83,3 +102,36 @@ def test_bdh_counts_its_flops(C: int, H: int, half: int, T: int) -> None:
         layer += (t + 0.5) * 2 * H * (N + width)  # scores of t earlier tokens (half of itself)
     total = 2 * layer + T * 2 * width * 11
     assert spec.flops_per_token(T) * T == pytest.approx(total)
+
+
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 9), st.integers(1, 30),
+       st.none() | st.integers(2, 12), st.integers(0, 3), st.sampled_from(["swiglu", "gelu"]))
+def test_gpt_counts_its_flops(kv: int, group: int, half: int, T: int, window: int | None,
+                              sinks: int, mlp: str) -> None:
+    """Against a plain count of every product of a forward pass, one by one."""
+    H, D, C, F = kv * group, 2 * half, 24, 17
+    spec = spec_type("gpt")(n_embd=C, n_head=H, n_kv_head=kv, head_dim=D, d_ff=F, n_layer=2,
+                            mlp=mlp, vocab_size=11, window=window, sinks=sinks if window else 0)
+    layer = 0.0
+    for t in range(T):
+        layer += 2 * C * D * (H + kv + kv) + 2 * H * D * C  # q, k, v, o
+        layer += 2 * C * F * (3 if mlp == "swiglu" else 2)
+        seen = [s for s in range(t + 1)
+                if window is None or s > t - window or s < spec.sinks]  # type: ignore[attr-defined]
+        layer += len(seen) * H * (2 * D + 2 * D)  # scores, weighted sum
+    total = 2 * layer + T * 2 * C * 11
+    assert spec.flops_per_token(T) * T == pytest.approx(total)
+
+
+@pytest.mark.parametrize("fields", [{}, {"tie_embeddings": False, "pos": "learned", "bias": True},
+                                    {"window": 5, "sinks": 2}], ids=str)
+def test_gpt_counts_its_decoding_traffic(fields: dict) -> None:
+    """All weights are read but the tables' other rows; the state is read."""
+    spec = spec_type("gpt").preset("tiny", **fields)
+    sizes = {param.name: 4 * param.size for param in spec.params()}
+    unread = sizes.pop("pos_embed.weight", 0)
+    if not spec.tie_embeddings:
+        unread += sizes["embed.weight"]
+    state = spec.decode_state_bytes(30)
+    assert spec.decode_traffic(30) == 4 * spec.param_count() - unread + state
+    assert state == 4 * 2 * 2 * 2 * 8 * (6 if spec.window else 30)

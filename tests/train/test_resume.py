@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from specs import init_weights, spec_type
+from specs import architectures, init_weights, spec_type
 from specs.backend import BACKENDS
 from tests.train.running import TINY, final, resume, same, save, start, train, wait_for_step
 from train import checkpoint, metrics
@@ -24,8 +24,10 @@ pytestmark = pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("options", [
     [], ["--optimizer", "muon", "--recompute"], ["--micro-batch", "3", "--schedule", "wsd"],
-    ["--dtype", "bfloat16", "--seq-curriculum", "4:16"],
-], ids=["plain", "muon-recompute", "micro-wsd", "bfloat16-curriculum"])
+    ["--dtype", "bfloat16", "--seq-curriculum", "4:16"], ["--arch", "gpt"],
+    ["--arch", "gpt", "--optimizer", "muon", "--recompute", "--micro-batch", "3"],
+], ids=["plain", "muon-recompute", "micro-wsd", "bfloat16-curriculum", "gpt",
+        "gpt-muon-recompute-micro"])
 def test_resuming_is_bit_exact(backend: str, options: list[str]) -> None:
     unbroken = train("--steps", "10", *options, backend=backend, name="unbroken")
     broken = train("--steps", "10", *options, backend=backend, name="broken")
@@ -38,11 +40,13 @@ def test_resuming_is_bit_exact(backend: str, options: list[str]) -> None:
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize("arch", architectures())
 @pytest.mark.parametrize("first, second", [("mlx", "torch"), ("torch", "mlx")])
-def test_a_run_goes_on_on_the_other_backend(first: str, second: str) -> None:
-    unbroken = train("--steps", "12", backend=first, name="unbroken")
-    train("--steps", "4", "--schedule", "constant", backend=first, name="broken")
-    constant = train("--steps", "12", "--schedule", "constant", backend=first, name="constant")
+def test_a_run_goes_on_on_the_other_backend(first: str, second: str, arch: str) -> None:
+    unbroken = train("--steps", "12", "--arch", arch, backend=first, name="unbroken")
+    constantly = ["--arch", arch, "--schedule", "constant"]
+    train("--steps", "4", *constantly, backend=first, name="broken")
+    constant = train("--steps", "12", *constantly, backend=first, name="constant")
     assert resume("broken", second, "--steps", "12") == 0
     for row, other in zip(*([r for r in metrics.read(run.metrics) if "loss" in r]
                             for run in (constant, RunDir.open("broken"))), strict=True):

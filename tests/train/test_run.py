@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from specs import init_weights, spec_type
+from specs import architectures, init_weights, spec_type
 from specs.backend import BACKENDS
 from tests.train.running import TINY, call, save, start, train
 from train import checkpoint, metrics
@@ -16,9 +16,10 @@ from train.rundir import RunDir
 pytestmark = pytest.mark.usefixtures("here")
 
 
+@pytest.mark.parametrize("arch", architectures())
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_what_a_run_leaves(backend: str) -> None:
-    run = train("--steps", "10", "--keep", "1", backend=backend)
+def test_what_a_run_leaves(backend: str, arch: str) -> None:
+    run = train("--steps", "10", "--keep", "1", "--arch", arch, backend=backend)
     names = {str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file()}
     best = checkpoint.best_step(run.path)
     assert {"config.json", "tokenizer.json", "metrics.jsonl", "plots/loss.png",
@@ -37,8 +38,10 @@ def test_what_a_run_leaves(backend: str) -> None:
     assert run.config["versions"][backend] and run.config["corpus"]["fingerprint"]
 
 
-def test_both_backends_see_the_same_run() -> None:
-    runs = [train("--steps", "6", backend=backend, name=backend) for backend in BACKENDS]
+@pytest.mark.parametrize("arch", architectures())
+def test_both_backends_see_the_same_run(arch: str) -> None:
+    runs = [train("--steps", "6", "--arch", arch, backend=backend, name=backend)
+            for backend in BACKENDS]
     a, b = ([row["loss"] for row in metrics.read(run.metrics) if "loss" in row] for run in runs)
     assert a == pytest.approx(b, rel=1e-5)
 
@@ -68,9 +71,11 @@ def test_memory_chooses_the_micro_batch(backend: str, capsys: pytest.CaptureFixt
     assert plain.steps()[-1] == 2
 
 
+@pytest.mark.parametrize("arch", architectures())
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_compiled_steps_are_the_same_steps(backend: str) -> None:
-    options = [*TINY, "--steps", "4", "--micro-batch", "3", "--backend", backend, "--name"]
+def test_compiled_steps_are_the_same_steps(backend: str, arch: str) -> None:
+    options = [*TINY, "--arch", arch, "--steps", "4", "--micro-batch", "3", "--backend", backend,
+               "--set", "n_layer=1", "--name"]
     assert call(*options, "plain") == 0 and call(*options, "compiled", "--compile") == 0
     a, b = ([row["loss"] for row in metrics.read(RunDir.open(name).metrics) if "loss" in row]
             for name in ("plain", "compiled"))

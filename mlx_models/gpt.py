@@ -1,0 +1,155 @@
+"""gpt in MLX: see specs/gpt.py for the equations; the twin is torch_models/gpt.py.
+
+B batch, T time, S keys, C width, H heads (Hkv of keys and values), D head size, F mlp width,
+V vocabulary. Products take `dtype` inputs; norms, rotation, softmax, the residual stream and
+logits are in at least float32.
+"""
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_models.cache import KeyValueCache
+from mlx_models.layers import (
+    Embedding,
+    LayerNorm,
+    Linear,
+    RMSNorm,
+    Rotary,
+    RotaryTable,
+    attention,
+    dropout,
+    fold,
+    recompute,
+    upcast,
+)
+
+
+def relu2(x):
+    return mx.square(nn.relu(x))
+
+
+NORMS = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
+ACTIVATIONS = {"gelu": nn.gelu, "gelu_tanh": nn.gelu_approx, "swiglu": nn.silu, "relu2": relu2}
+
+
+class Attention(nn.Module):
+    """Softmax attention of x (B, T, C) to itself and to what the cache holds."""
+
+    def __init__(self, spec):
+        super().__init__()
+        C, H, Hkv, D = spec.n_embd, spec.n_head, spec.kv_heads, spec.head_size
+        self.n_head, self.n_kv_head, self.qk_norm = H, Hkv, spec.qk_norm
+        self.q_proj = Linear(C, H * D, spec.bias)
+        self.k_proj = Linear(C, Hkv * D, spec.bias)
+        self.v_proj = Linear(C, Hkv * D, spec.bias)
+        self.o_proj = Linear(H * D, C, spec.bias)
+        if spec.qk_norm:
+            self.q_norm = RMSNorm(D, spec.norm_eps)
+            self.k_norm = RMSNorm(D, spec.norm_eps)
+        self.rotary = Rotary()
+
+    def __call__(self, x, cos, sin, mask, cache=None):
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        q = self.heads(q, self.n_head)  # (B, H, T, D)
+        k, v = (self.heads(y, self.n_kv_head) for y in (k, v))  # (B, Hkv, T, D)
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if cos is not None:
+            q, k = self.rotary(q, cos, sin), self.rotary(k, cos, sin)
+        q, k = q.astype(x.dtype), k.astype(x.dtype)
+        if cache is not None:
+            k, v = cache.update_and_fetch(k, v)
+        y = attention(q, k, v, mask)
+        return self.o_proj(y.swapaxes(1, 2).reshape(*x.shape[:2], -1))
+
+    def heads(self, y, count):
+        return y.reshape(*y.shape[:2], count, -1).swapaxes(1, 2)
+
+
+class MLP(nn.Module):
+    """Two matrices with an activation between them, or three: x (B, T, C) → (B, T, C)."""
+
+    def __init__(self, spec):
+        super().__init__()
+        C, F = spec.n_embd, spec.mlp_width
+        self.activation, self.gated = ACTIVATIONS[spec.mlp], spec.mlp == "swiglu"
+        if self.gated:
+            self.gate_proj = Linear(C, F, spec.bias)
+        self.up_proj = Linear(C, F, spec.bias)
+        self.down_proj = Linear(F, C, spec.bias)
+
+    def __call__(self, x):
+        if self.gated:
+            h = self.activation(self.gate_proj(x)) * self.up_proj(x)
+        else:
+            h = self.activation(self.up_proj(x))
+        return self.down_proj(h)
+
+
+class Block(nn.Module):
+    """One layer: x (B, T, C) → (B, T, C)."""
+
+    def __init__(self, spec, dtype):
+        super().__init__()
+        norm = NORMS[spec.norm]
+        self.dropout, self.dtype = spec.dropout, dtype
+        self.mixer_norm = norm(spec.n_embd, spec.norm_eps)
+        self.mixer = Attention(spec)
+        self.mlp_norm = norm(spec.n_embd, spec.norm_eps)
+        self.mlp = MLP(spec)
+
+    def __call__(self, x, cos, sin, mask, key=None, cache=None):
+        h = self.mixer(self.mixer_norm(x).astype(self.dtype), cos, sin, mask, cache)
+        x = x + dropout(h, self.dropout, fold(key, 0))
+        h = self.mlp(self.mlp_norm(x).astype(self.dtype))
+        return x + dropout(h, self.dropout, fold(key, 1))
+
+
+class Model(nn.Module):
+    """tokens (B, T) → logits (B, T, V). `key` (B,) int32 turns dropout on."""
+
+    def __init__(self, spec, dtype=mx.float32):
+        super().__init__()
+        C, V = spec.n_embd, spec.vocab_size
+        self.spec, self.dtype, self.recompute = spec, dtype, False
+        self.embed = Embedding(V, C)
+        if spec.pos == "learned":
+            self.pos_embed = Embedding(spec.block_size, C)
+        self.layers = [Block(spec, dtype) for _ in range(spec.n_layer)]
+        self.norm = NORMS[spec.norm](C, spec.norm_eps)
+        if not spec.tie_embeddings:
+            self.lm_head = Linear(C, V, bias=False)
+        self._rotary = RotaryTable(spec.rotary)
+
+    def __call__(self, tokens, cache=None, key=None):
+        return self.head(self.hidden(tokens, cache, key))
+
+    def hidden(self, tokens, cache=None, key=None):
+        """What the head reads, (B, T, C)."""
+        first = cache[0] if cache else self.make_cache()[0]
+        start, T, mask = first.offset, tokens.shape[1], first.make_mask(tokens)
+        self.spec.check_length(start + T)
+        x = self.embed(tokens)
+        if self.spec.pos == "learned":
+            x = x + self.pos_embed(mx.arange(start, start + T))
+        cos, sin = self._rotary(start, T) if self.spec.pos == "rope" else (None, None)
+        x = dropout(x, self.spec.dropout, key)
+        for i, layer in enumerate(self.layers):
+            args = (x, cos, sin, mask, fold(key, i))
+            if cache is not None:
+                x = layer(*args, cache[i])
+            else:
+                x = recompute(layer, *args) if self.recompute else layer(*args)
+        return self.norm(x).astype(self.dtype)
+
+    def head(self, x):
+        """Logits (B, T, V) of x (B, T, C)."""
+        logits = self.embed.as_linear(x) if self.spec.tie_embeddings else self.lm_head(x)
+        logits, cap = upcast(logits), self.spec.logit_softcap
+        return logits if cap is None else cap * mx.tanh(logits / cap)
+
+    def make_cache(self, batch_size=1, length=None, kind="auto"):
+        """One cache a layer; "cache" is the only kind."""
+        if kind != "auto":
+            self.spec.check_decode_kind(kind)
+        return [KeyValueCache(self.spec.window, self.spec.sinks) for _ in self.layers]

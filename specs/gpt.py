@@ -1,0 +1,172 @@
+"""gpt, the softmax transformer: by its options GPT-2, Llama, Qwen3 or Mistral.
+
+Radford et al., 2019; Touvron et al., arXiv 2302.13971; Qwen team, arXiv 2505.09388; Jiang et al.,
+arXiv 2310.06825. D = head_dim; query head j reads key head ⌊j·Hkv/H⌋; all projections x Wᵀ (+ b).
+
+    x = embed[tokens] (+ pos_embed[t])                      (B, T, C)
+    L times:
+        h = norm(x);  q, k, v = h Wq, h Wk, h Wv            (B, H, T, D), (B, Hkv, T, D) twice
+        q, k = RMS(q), RMS(k)                               with qk_norm, per head
+        q, k = RoPE(q), RoPE(k)     halves: (x1 cos − x2 sin, x2 cos + x1 sin), t·rope_theta^(−2i/D)
+        x = x + dropout(softmax(q kᵀ/√D, over visible s) v Wo)
+        h = norm(x);  x = x + dropout(act(h Wup) Wdown)     swiglu: (silu(h Wgate) ⊙ h Wup) Wdown
+    logits = norm(x) Whead, then c·tanh(logits/c) with logit_softcap = c
+
+Token t sees s ≤ t; with `window` w only t − w < s, and the first `sinks` tokens besides
+(StreamingLLM, arXiv 2309.17453). Dropout acts on the embeddings and on what joins the residual
+stream, not on attention weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from specs import base
+from specs.base import Param, rotary_angles
+from specs.init import constant, normal
+
+GPT2 = {"norm": "layernorm", "pos": "learned", "mlp": "gelu_tanh", "bias": True, "dropout": 0.1,
+        "vocab_size": 50257, "block_size": 1024}
+NANOGPT = {"norm": "layernorm", "pos": "learned", "mlp": "gelu"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec(base.Spec):
+    """The default is Llama's form with tied embeddings. `None` means: decided from the rest."""
+
+    n_head: int = 4
+    n_kv_head: int | None = None
+    head_dim: int | None = None
+    d_ff: int | None = None
+    norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
+    norm_eps: float = 1e-5
+    pos: Literal["learned", "rope", "none"] = "rope"
+    rope_theta: float = 10000.0
+    mlp: Literal["gelu", "gelu_tanh", "swiglu", "relu2"] = "swiglu"
+    qk_norm: bool = False
+    bias: bool = False
+    tie_embeddings: bool = True
+    window: int | None = None
+    sinks: int = 0
+    logit_softcap: float | None = None
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "tiny": {"n_layer": 2, "n_embd": 32, "n_kv_head": 2, "d_ff": 48, "vocab_size": 64,
+                 "block_size": 640},
+        "demo": {"n_layer": 4, "n_embd": 96, "block_size": 128},
+        "gpt2": {**GPT2, "n_layer": 12, "n_embd": 768, "n_head": 12},
+        "medium": {**GPT2, "n_layer": 24, "n_embd": 1024, "n_head": 16},
+        "llama": {"n_embd": 384, "n_head": 6, "tie_embeddings": False},
+        "qwen3": {"n_embd": 384, "n_head": 6, "n_kv_head": 2, "head_dim": 128, "qk_norm": True,
+                  "norm_eps": 1e-6, "rope_theta": 1e6},
+        "mistral": {"n_embd": 384, "n_head": 6, "n_kv_head": 2, "window": 128,
+                    "tie_embeddings": False},
+        "nanogpt-cpu": {**NANOGPT, "n_layer": 4, "n_embd": 128, "block_size": 64},
+        "nanogpt-gpu": {**NANOGPT, "n_embd": 384, "n_head": 6, "block_size": 256, "dropout": 0.2},
+    }
+
+    def validate(self) -> None:
+        self.require("n_head", self.n_head >= 1, "at least 1")
+        self.require("n_kv_head", self.n_kv_head is None or (
+            self.n_kv_head >= 1 and self.n_head % self.n_kv_head == 0),
+            f"null or a divisor of n_head = {self.n_head}")
+        if self.head_dim is None:
+            self.require("n_embd", self.n_embd % self.n_head == 0,
+                         f"a multiple of n_head = {self.n_head} unless head_dim is given")
+        self.require("head_dim", self.head_dim is None or self.head_dim >= 1, "null or at least 1")
+        if self.pos == "rope" and self.head_size % 2:
+            name = "n_embd" if self.head_dim is None else "head_dim"
+            self.require(name, False, "such that heads have an even size for pos = 'rope'")
+        self.require("d_ff", self.d_ff is None or self.d_ff >= 1, "null or at least 1")
+        self.require("norm_eps", self.norm_eps > 0, "positive")
+        self.require("rope_theta", self.rope_theta > 0, "positive")
+        self.require("window", self.window is None or self.window >= 2, "null or at least 2")
+        self.require("sinks", self.sinks == 0 or (self.sinks > 0 and self.window is not None),
+                     "0, or positive beside a window")
+        self.require("logit_softcap", self.logit_softcap is None or self.logit_softcap > 0,
+                     "null or positive")
+
+    @property
+    def kv_heads(self) -> int:
+        """Hkv: by default one for each query head."""
+        return self.n_kv_head or self.n_head
+
+    @property
+    def head_size(self) -> int:
+        """D: by default C/H."""
+        return self.head_dim or self.n_embd // self.n_head
+
+    @property
+    def mlp_width(self) -> int:
+        """F: by default 4·C, or 8·C/3 where three matrices take the place of two."""
+        return self.d_ff or self.n_embd * (8 if self.mlp == "swiglu" else 12) // 3
+
+    @property
+    def max_length(self) -> int | None:
+        return self.block_size if self.pos == "learned" else None
+
+    def params(self) -> tuple[Param, ...]:
+        C, V = self.n_embd, self.vocab_size
+        table = [Param("embed.weight", (V, C), normal(0.02), "embed")]
+        if self.pos == "learned":
+            table += [Param("pos_embed.weight", (self.block_size, C), normal(0.02), "embed")]
+        for i in range(self.n_layer):
+            table += self._layer(f"layers.{i}")
+        table += self._norm("norm")
+        if not self.tie_embeddings:
+            table += [Param("lm_head.weight", (V, C), normal(0.02), "head")]
+        return tuple(table)
+
+    def _layer(self, path: str) -> Iterator[Param]:
+        C, D, F = self.n_embd, self.head_size, self.mlp_width
+        H, Hkv = self.n_head, self.kv_heads
+        out = 0.02 / (2 * self.n_layer) ** 0.5  # each of them joins the residual stream
+        yield from self._norm(f"{path}.mixer_norm")
+        yield from self._linear(f"{path}.mixer.q_proj", H * D, C)
+        yield from self._linear(f"{path}.mixer.k_proj", Hkv * D, C)
+        yield from self._linear(f"{path}.mixer.v_proj", Hkv * D, C)
+        yield from self._linear(f"{path}.mixer.o_proj", C, H * D, out)
+        for name in ("q_norm", "k_norm") if self.qk_norm else ():
+            yield Param(f"{path}.mixer.{name}.weight", (D,), constant(1), "vector")
+        yield from self._norm(f"{path}.mlp_norm")
+        if self.mlp == "swiglu":
+            yield from self._linear(f"{path}.mlp.gate_proj", F, C)
+        yield from self._linear(f"{path}.mlp.up_proj", F, C)
+        yield from self._linear(f"{path}.mlp.down_proj", C, F, out)
+
+    def _norm(self, path: str) -> Iterator[Param]:
+        yield Param(f"{path}.weight", (self.n_embd,), constant(1), "vector")
+        if self.norm == "layernorm":
+            yield Param(f"{path}.bias", (self.n_embd,), constant(0), "vector")
+
+    def _linear(self, path: str, out: int, into: int, std: float = 0.02) -> Iterator[Param]:
+        yield Param(f"{path}.weight", (out, into), normal(std), "hidden")
+        if self.bias:
+            yield Param(f"{path}.bias", (out,), constant(0), "vector")
+
+    def flops_per_token(self, T: int) -> float:
+        """The products with all matrices, and those with the keys and values that are visible."""
+        matrices = sum(param.size for param in self.params() if param.group == "hidden")
+        most = T if self.window is None else min(T, self.window + self.sinks)
+        visible = (most * (most + 1) / 2 + (T - most) * most) / T  # mean over the window
+        attention = self.n_layer * 4 * visible * self.n_head * self.head_size
+        return 2 * matrices + attention + 2 * self.n_embd * self.vocab_size
+
+    def decode_state_bytes(self, T: int, kind: str = "auto") -> int:
+        """Keys and values of all tokens, or of those that a window still shows the next one."""
+        seen = T if self.window is None else min(T, self.window - 1 + self.sinks)
+        return 4 * self.n_layer * 2 * seen * self.kv_heads * self.head_size
+
+    def decode_traffic(self, T: int, kind: str = "auto") -> int:
+        """All weights, but of the tables that are only looked up in; keys and values are read."""
+        head = self.n_embd * self.vocab_size
+        layers = sum(param.size for param in self.params() if param.group in ("hidden", "vector"))
+        return 4 * (layers + head) + self.decode_state_bytes(T, kind)
+
+    def rotary(self, start: int, T: int) -> np.ndarray:
+        """Angles at positions start … start+T−1, (T, D/2) in float64."""
+        return rotary_angles(self.head_size, self.rope_theta, start, T)
