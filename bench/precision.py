@@ -82,8 +82,9 @@ def measure(args: argparse.Namespace, name: str, dtype: Dtype, vary: str) -> dic
     """Train for `--steps` and report; a step whose loss is not finite is left out and counted."""
     backend = load_backend(name)
     field, value = parse_field(vary)
-    spec = spec_type(args.arch).preset(args.preset, **{field: value, "block_size": args.seq})
-    corpus, _ = prepare("builtin", "bytes")
+    corpus, tokenizer = prepare("builtin", "bytes")
+    spec = spec_type(args.arch).preset(args.preset, **{
+        field: value, "block_size": args.seq, "vocab_size": tokenizer.vocab_size})
     model = backend.build(spec, init_weights(spec), dtype)
     backend.reset_peak_memory()
     trainer = backend.trainer(model, OptimizerSettings())

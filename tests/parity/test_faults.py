@@ -87,7 +87,7 @@ FAULTS = [
     Fault("fork in another order", "mlx_models.decoder", "Decoder.fork",
           "list(rows)", "sorted(rows)", "decoding", good=FORWARD),
     Fault("text from a state written too early", MLX, "StateCache.attend",
-          "read(r, self.state)", "read(r, attention.write(self.state, r, x))", "sampling", ATTN),
+          "read(r, self.state)", "read(r, attention.write(self.state, r, x))", "sampling"),
     Fault("optimizer state loaded as new", "mlx_models.optim", "Optimizer.load_state",
           'int(state["step"])', "0", "resume"),
 ]
