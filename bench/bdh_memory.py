@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -28,6 +27,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from bench.again import again
 from specs import UserError, init_weights, main_exit, spec_type
 from specs.backend import Batch, OptimizerSettings, available_backends, load_backend
 from specs.base import Spec
@@ -65,11 +65,7 @@ def main() -> None:
 
 def figures(name: str, shape: str) -> dict[str, float]:
     """What `measure` finds in a process of its own."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--run", name, "--shapes", shape]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise UserError(f"{name} at {shape} failed: see above")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    found = again(name, "--shapes", shape)
     print(f"{shape} {name}: {found['rate']:.1f} tokens/s, {found['peak'] / 2**20:.0f} MiB",
           file=sys.stderr)
     return found

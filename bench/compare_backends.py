@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from bench.again import RESULTS
 from bench.worker import DECODED
 from specs import Spec, UserError, architectures, main_exit, spec_type
 from specs.backend import available_backends
@@ -31,7 +32,6 @@ from specs.machine import chip
 from train.files import write_json
 
 WORKER = Path(__file__).parent / "worker.py"
-RESULTS = Path("runs") / "bench"
 CONSOLE = Console(highlight=False)
 Rounds = dict[str, list[dict[str, Any]]]  # backend → what its worker measured in each round
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from statistics import median
@@ -22,13 +21,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from bench.again import RESULTS, again
 from specs import Spec, UserError, init_weights, main_exit, spec_type
 from specs.backend import available_backends, load_backend
 from specs.machine import chip
 from train.files import write_json
-from train.rundir import RUNS
 
-RESULTS = RUNS / "bench"
 Figures = dict[str, dict[str, Any]]  # backend → {"bandwidth": …, kind: {context: seconds}}
 
 
@@ -51,11 +49,7 @@ def main() -> None:
         return
     found: Figures = {}
     for name in args.backend:
-        done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--run", name],
-                              stdout=subprocess.PIPE, text=True)
-        if done.returncode:
-            raise UserError(f"{name} failed: see above")
-        found[name] = json.loads(done.stdout)
+        found[name] = again(name)
     bandwidth = max(figures["bandwidth"] for figures in found.values())
     show(spec, args, found, bandwidth)
     RESULTS.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import subprocess
 import sys
 import time
 from statistics import mean, median
@@ -22,14 +21,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from specs import UserError, init_weights, main_exit, spec_type
+from bench.again import RESULTS, again
+from specs import init_weights, main_exit, spec_type
 from specs.backend import Dtype, OptimizerSettings, available_backends, load_backend
 from specs.base import parse_field
 from specs.machine import chip
 from train import batches
 from train.data import prepare
 from train.files import write_json
-from train.rundir import RUNS
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -58,24 +57,15 @@ def main() -> None:
         table.add_column(title, justify="right")
     rows = []
     for backend, vary, dtype in itertools.product(args.backend, args.vary, args.dtype):
-        row = worker(backend, dtype, vary)
+        row = again(backend, dtype, vary)
         rows.append({"backend": backend, "vary": vary, "dtype": dtype, **row})
         table.add_row(backend, vary, dtype, f"{row['loss']:.3f}", str(row["left_out"]),
                       f"{row['loss_scale']:,.0f}", f"{row['rate']:,.0f}",
                       f"{row['memory'] / 1e6:,.0f}")
         print(*rows[-1].values(), file=sys.stderr)
     Console(highlight=False).print(table)
-    (RUNS / "bench").mkdir(parents=True, exist_ok=True)
-    write_json(RUNS / "bench" / "precision.json", {"chip": chip(), "rows": rows})
-
-
-def worker(*run: str) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--run", *run],
-                          stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise UserError(f"{' '.join(run)} failed: see above")
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    write_json(RESULTS / "precision.json", {"chip": chip(), "rows": rows})
 
 
 def measure(args: argparse.Namespace, name: str, dtype: Dtype, vary: str) -> dict[str, Any]:
