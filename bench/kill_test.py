@@ -123,7 +123,8 @@ def verdict(backends: list[str]) -> int:
     first = whole[backends[0]]
     apart = float(np.abs(killed - first).max())
     if len(backends) == 1:
-        same = all(np.array_equal(array, final(f"unbroken-{backends[0]}")[name])
+        unbroken = final(f"unbroken-{backends[0]}")
+        same = all(np.array_equal(array, unbroken[name])
                    for name, array in final("killed").items())
         print("last weights: " + ("the same bits" if same else "DIFFERENT")
               + f"; losses at most {apart:.1e} apart")
