@@ -22,8 +22,10 @@ BLOCK = 128  # tokens whose scores are computed together: those after them are l
 def in_tiles(model, x, cos, sin, key):
     """x (B, T, C) through all layers of `model`."""
     weights = cut(model)
+    turns = {n.start: (mx.contiguous(cos[:, n]), mx.contiguous(sin[:, n]))
+             for n in halves(model.spec.d_state)}
     for i, block in enumerate(model.layers):
-        mix = Mix(model, i, cos, sin, fold(key, i))
+        mix = Mix(model, i, turns, fold(key, i))
         own = 0 if model.spec.share_layers else i
         o, _, *weights[own] = Tiles(mix)(x, *weights[own])
         x = block.norm(x + block.mlp_norm(o))
@@ -35,7 +37,7 @@ def cut(model):
     spec = model.spec
     H, N, C = spec.n_head, spec.d_state, spec.n_embd
     layers = 1 if spec.share_layers else spec.n_layer
-    starts = [h * N // 2 + n for h in range(H) for n in range(0, N // 2, SLICE // 2)]
+    starts = [h * N // 2 + n.start for h in range(H) for n in halves(N)]
     into = [((layers, H, C, N // 2, 2), (0, 4, 1, 3, 2))] * 2
     into += [((layers, H, N // 2, 2, C), (0, 3, 1, 2, 4))]
 
@@ -64,6 +66,11 @@ def cut(model):
     found = slices(model.encoder, model.encoder_v, model.decoder)
     each = [found[i : i + len(starts)] for i in range(0, len(found), len(starts))]
     return [sum(each[layer::layers], []) for layer in range(layers)]
+
+
+def halves(N):
+    """The pairs of neurons of each slice."""
+    return [slice(n, min(n + SLICE // 2, N // 2)) for n in range(0, N // 2, SLICE // 2)]
 
 
 class Tiles:
@@ -113,19 +120,18 @@ class Tiles:
 
 
 class Mix:
-    """What the tiles of layer `index` share; cos and sin (T, N/2), dropout key (B,) or None."""
+    """What the tiles of layer `index` share; turns {first pair: cos and sin (T, m)} of each slice,
+    dropout key (B,) or None."""
 
-    def __init__(self, model, index, cos, sin, key):
+    def __init__(self, model, index, turns, key):
         spec, block = model.spec, model.layers[index]
         self.norm, self.scale, self.window = block.attn_norm, spec.scale, spec.window
         self.dtype, self.heads = model.dtype, spec.n_head
         self.last = index == spec.n_layer - 1 or not spec.share_layers
-        half = SLICE // 2, spec.d_state // 2
-        self.slices = [slice(n, min(n + half[0], half[1])) for n in range(0, half[1], half[0])]
-        self.cos, self.sin = cos, sin
+        self.slices, self.turns = halves(spec.d_state), turns
         self.gain, self.words = 1.0, None
         if key is not None and spec.dropout:
-            shape = spec.n_head, len(key), len(cos), spec.d_state
+            shape = spec.n_head, len(key), len(turns[0][0]), spec.d_state
             self.gain = 1 / (1 - spec.dropout)
             row, column, least = dropout_words(shape, spec.dropout, key, batch_axis=1)
             self.words = row, column.reshape(-1, 1, 2).T, least
@@ -152,8 +158,8 @@ class Mix:
         scores = self.mask(self.joined(blocks))
         y = self.norm(scores.astype(x.dtype) @ x).flatten(0, 1).astype(x.dtype)
         for n, (_, ev, d) in zip(self.slices, slices, strict=True):
-            g = relu(y @ ev.astype(x.dtype).mT) * kept.pop(0)
-            o = add(o, (self.drop(g, h, rows, n) @ d.astype(x.dtype)).sum(0))
+            v = self.drop(relu(y @ ev.astype(x.dtype).mT), h, rows, n)
+            o = add(o, ((v * kept.pop(0)) @ d.astype(x.dtype)).sum(0))
             y, = mx.depends([y], [o])
         return scores, o.reshape(x.shape)
 
@@ -165,10 +171,10 @@ class Mix:
         dy, kept, half_grads, new_grads = None, [], [], []
         for n, (e, ev, d), (_, dev, dd) in zip(self.slices, slices, grads, strict=True):
             s = relu(x_ @ e.astype(x.dtype).mT)
-            v = relu(y @ ev.astype(x.dtype).mT)
-            dd = add(dd, self.drop(s * v, h, rows, n).mT @ do_)
-            dg = self.drop(do_ @ d.astype(x.dtype).mT, h, rows, n)
-            dv = dg * s * mx.sign(v)
+            v = self.drop(relu(y @ ev.astype(x.dtype).mT), h, rows, n)
+            dd = add(dd, (s * v).mT @ do_)
+            dg = do_ @ d.astype(x.dtype).mT
+            dv = where_positive(dg * s, v)
             dev = add(dev, dv.mT @ y)
             dy = add(dy, (dv @ ev.astype(x.dtype)).sum(0))
             kept.append((s, dg * v))
@@ -183,7 +189,7 @@ class Mix:
                 self.slices, slices, grads, half_grads, strict=True):
             s, ds = kept.pop(0)
             dr = d_scores @ self.turn(s, n, x.shape)
-            ds = (ds + self.turn(dr, n, x.shape, back=True).flatten(1, 2)) * mx.sign(s)
+            ds = where_positive(ds + self.turn(dr, n, x.shape, back=True).flatten(1, 2), s)
             de = add(de, ds.mT @ x_)
             dx = add(dx, (ds @ e.astype(x.dtype)).sum(0))
             new_grads.append((de, *more))
@@ -193,7 +199,7 @@ class Mix:
     def turn(self, s, n, shape, back=False):
         """RoPE of a slice, (2, b, T, m); `back`: the other way."""
         even, odd = s.reshape(2, *shape[:2], -1)
-        cos, sin = mx.contiguous(self.cos[:, n]), mx.contiguous(self.sin[:, n])
+        cos, sin = self.turns[n.start]
         if back:
             return mx.stack([even * cos + odd * sin, odd * cos - even * sin])
         return mx.stack([even * cos - odd * sin, odd * cos + even * sin])
@@ -222,12 +228,17 @@ class Mix:
             scores = mx.triu(scores, 1 - self.window)
         return scores if self.scale == 1 else scores * self.scale
 
-    def drop(self, g, h, rows, n):
-        """Zero what dropout drops of g (2, b·T, m); `gain` makes up for it outside."""
+    def drop(self, v, h, rows, n):
+        """Zero what dropout drops of v (2, b·T, m); `gain` makes up for it outside."""
         if self.words is None:
-            return g
+            return v
         row, column, least = self.words
-        return g * (row[h, rows].reshape(-1, 1) * column[:, :, n] >= least)
+        return v * (row[h, rows].reshape(-1, 1) * column[:, :, n] >= least)
+
+
+def where_positive(x, s):
+    """x where s > 0, else 0: the gradient of relu."""
+    return mx.where(s > 0, x, 0)
 
 
 def relu(x):

@@ -18,9 +18,9 @@ BLOCK = 128  # tokens whose scores are computed together: those after them are l
 
 def in_tiles(model, x, cos, sin, key):
     """x (B, T, C) through all layers of `model`."""
-    grads = []
+    grads, turns = [], torch.complex(upcast(cos), upcast(sin))
     for i, block in enumerate(model.layers):
-        mix = Mix(model, i, cos, sin, fold(key, i), grads)
+        mix = Mix(model, i, turns, fold(key, i), grads)
         o = Tiles.apply(mix, x, model.encoder, model.encoder_v, model.decoder)
         x = block.norm(x + block.mlp_norm(o))
     return x
@@ -56,22 +56,22 @@ class Tiles(torch.autograd.Function):
 
 
 class Mix:
-    """What the tiles of layer `index` share; cos and sin (T, N/2), dropout key (B,) or None.
+    """What the tiles of layer `index` share; turns cos + i·sin (T, N/2), dropout key (B,) or None.
 
     `grads` is a list that all layers share: the gradients of the weights, added up in place from
     the last layer to the first, which gives them out.
     """
 
-    def __init__(self, model, index, cos, sin, key, grads):
+    def __init__(self, model, index, turns, key, grads):
         spec, block = model.spec, model.layers[index]
         self.norm, self.scale, self.window = block.attn_norm, spec.scale, spec.window
         self.index, self.dtype, self.heads = index, model.dtype, spec.n_head
         self.slices = [slice(n, min(n + SLICE, spec.d_state))
                        for n in range(0, spec.d_state, SLICE)]
-        self.cos, self.sin, self.grads = cos, sin, grads
+        self.turns, self.grads = turns, grads
         self.gain, self.words = 1.0, None
         if key is not None and spec.dropout:
-            shape = spec.n_head, len(key), len(cos), spec.d_state
+            shape = spec.n_head, len(key), len(turns), spec.d_state
             self.gain = 1 / (1 - spec.dropout)
             self.words = dropout_words(shape, spec.dropout, key, batch_axis=1)
 
@@ -108,8 +108,8 @@ class Mix:
             self.add_scores(scores, self.turn(s, n, x.shape))
         y = self.norm(self.mask(scores).to(x.dtype) @ x).flatten(0, 1).to(x.dtype)
         for n, s, (_, ev, d) in zip(self.slices, kept, slices, strict=True):
-            g = torch.relu_(y @ ev.to(x.dtype).T).mul_(s)
-            add(o_, self.drop(g, h, rows, n), d.to(x.dtype))
+            v = self.drop(torch.relu_(y @ ev.to(x.dtype).T), h, rows, n)
+            add(o_, v.mul_(s), d.to(x.dtype))
 
     def backward(self, h, rows, x, slices, scores, do, dx, grads):
         """Add to `dx` (b, T, C) and to `grads`, for the gradient `do` at the output."""
@@ -123,10 +123,10 @@ class Mix:
         for n, s, ds, (e, ev, d), (_, dev, dd) in zip(
                 self.slices, *kept, slices, grads, strict=True):
             torch.mm(x_, e.to(x.dtype).T, out=s).relu_()
-            v = torch.relu_(y @ ev.to(x.dtype).T)
-            add(dd, self.drop(s * v, h, rows, n).T, do_)
-            dg = self.drop(do_ @ d.to(x.dtype).T, h, rows, n)
-            dv = (dg * s).mul_(v.sign())
+            v = self.drop(torch.relu_(y @ ev.to(x.dtype).T), h, rows, n)
+            add(dd, (s * v).T, do_)
+            dg = do_ @ d.to(x.dtype).T
+            dv = where_positive(dg * s, v)
             add(dev, dv.T, y)
             add(dy, dv, ev.to(x.dtype))
             torch.mul(dg, v, out=ds)
@@ -139,7 +139,7 @@ class Mix:
                 self.slices, *kept, slices, grads, strict=True):
             dr = d_scores @ self.turn(s, n, x.shape)
             ds += self.turn(dr, n, x.shape, back=True).flatten(0, 1)
-            ds.mul_(s.sign())
+            ds = where_positive(ds, s)
             add(de, ds.T, x_)
             add(dx_, ds, e.to(x.dtype))
 
@@ -151,8 +151,7 @@ class Mix:
 
     def turn(self, s, n, shape, back=False):
         """RoPE of a slice, (b, T, n): a product of complex numbers; `back`: the other way."""
-        half = slice(n.start // 2, n.stop // 2)
-        turns = torch.complex(upcast(self.cos[:, half]), upcast(self.sin[:, half]))
+        turns = self.turns[:, n.start // 2 : n.stop // 2]
         pairs = torch.view_as_complex(upcast(s).view(*shape[:2], -1, 2))
         turned = pairs * (turns.conj() if back else turns)
         return torch.view_as_real(turned).flatten(2).to(s.dtype)
@@ -171,12 +170,17 @@ class Mix:
             scores = scores.triu_(1 - self.window)
         return scores if self.scale == 1 else scores.mul_(self.scale)
 
-    def drop(self, g, h, rows, n):
-        """Zero what dropout drops of g (b·T, n); `gain` makes up for it outside."""
+    def drop(self, v, h, rows, n):
+        """Zero what dropout drops of v (b·T, n); `gain` makes up for it outside."""
         if self.words is None:
-            return g
+            return v
         row, column, least = self.words
-        return g.mul_((row[h, rows].reshape(-1, 1) * column[n]).ge_(least))
+        return v.mul_((row[h, rows].reshape(-1, 1) * column[n]).ge_(least))
+
+
+def where_positive(x, s):
+    """x where s > 0, else 0: the gradient of relu."""
+    return torch.ops.aten.threshold_backward(x, s, 0)
 
 
 def add(total, a, b):
