@@ -174,7 +174,7 @@ class Mix:
             v = self.drop(relu(y @ ev.astype(x.dtype).mT), h, rows, n)
             dd = add(dd, (s * v).mT @ do_)
             dg = do_ @ d.astype(x.dtype).mT
-            dv = where_positive(dg * s, v)
+            dv = dg * s * mx.sign(v)
             dev = add(dev, dv.mT @ y)
             dy = add(dy, (dv @ ev.astype(x.dtype)).sum(0))
             kept.append((s, dg * v))
@@ -189,7 +189,7 @@ class Mix:
                 self.slices, slices, grads, half_grads, strict=True):
             s, ds = kept.pop(0)
             dr = d_scores @ self.turn(s, n, x.shape)
-            ds = where_positive(ds + self.turn(dr, n, x.shape, back=True).flatten(1, 2), s)
+            ds = (ds + self.turn(dr, n, x.shape, back=True).flatten(1, 2)) * mx.sign(s)
             de = add(de, ds.mT @ x_)
             dx = add(dx, (ds @ e.astype(x.dtype)).sum(0))
             new_grads.append((de, *more))
@@ -234,11 +234,6 @@ class Mix:
             return v
         row, column, least = self.words
         return v * (row[h, rows].reshape(-1, 1) * column[:, :, n] >= least)
-
-
-def where_positive(x, s):
-    """x where s > 0, else 0: the gradient of relu."""
-    return mx.where(s > 0, x, 0)
 
 
 def relu(x):

@@ -8,7 +8,7 @@ a stack (heads, layers, experts) orthogonalised on its own, all of them in one b
 import mlx.core as mx
 import mlx.optimizers
 
-from mlx_models.layers import settle
+from mlx_models.layers import choose, settle
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al., 2024: five rounds of this quintic
 
@@ -67,9 +67,9 @@ class Optimizer:
         adam.learning_rate = lr * self.adam_scale
         old_step, old_state = adam.state["step"], dict(adam.state[name])
         new = adam.apply_gradients({name: grad}, {name: old})[name]
-        self.params[name] = mx.where(good, new, old)
-        adam.state["step"] = mx.where(good, adam.state["step"], old_step)
-        adam.state[name] = {k: mx.where(good, adam.state[name][k], old_state[k]) for k in old_state}
+        self.params[name] = choose(good, new, old)
+        adam.state["step"] = choose(good, adam.state["step"], old_step)
+        adam.state[name] = {k: choose(good, adam.state[name][k], old_state[k]) for k in old_state}
 
     def muon_step(self, name, param, grad, lr, good):
         beta, decay = self.settings.momentum, self.settings.weight_decay
@@ -79,8 +79,8 @@ class Optimizer:
         X = orthogonalise(U.reshape(param.stack)).reshape(param.shape)
         _, rows, columns = param.stack
         rate = lr * max(1, rows / columns) ** 0.5
-        self.params[name] = mx.where(good, weight * (1 - lr * decay) - rate * X, weight)
-        self.momentum[name] = mx.where(good, momentum, old)
+        self.params[name] = choose(good, weight * (1 - lr * decay) - rate * X, weight)
+        self.momentum[name] = choose(good, momentum, old)
 
     def state(self):
         """{neutral name: array}; `step` counts the updates that were made."""

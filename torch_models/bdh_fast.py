@@ -18,9 +18,9 @@ BLOCK = 128  # tokens whose scores are computed together: those after them are l
 
 def in_tiles(model, x, cos, sin, key):
     """x (B, T, C) through all layers of `model`."""
-    grads, turns = [], torch.complex(upcast(cos), upcast(sin))
+    grads, turns, room = [], torch.complex(upcast(cos), upcast(sin)), Room(model.spec, x)
     for i, block in enumerate(model.layers):
-        mix = Mix(model, i, turns, fold(key, i), grads)
+        mix = Mix(model, i, turns, fold(key, i), grads, room)
         o = Tiles.apply(mix, x, model.encoder, model.encoder_v, model.decoder)
         x = block.norm(x + block.mlp_norm(o))
     return x
@@ -55,6 +55,27 @@ class Tiles(torch.autograd.Function):
         return None, dx, *mix.close()
 
 
+class Room:
+    """Memory for the arrays of a tile. All tiles use the same, so that it stays in the cache and
+    none is asked for: what is written first to a page costs more than the arithmetic on it."""
+
+    def __init__(self, spec, x):
+        B, T, _ = x.shape
+        slices = -(-spec.d_state // SLICE)
+        tokens, neurons = min(B * T, max(TOKENS, T)), min(SLICE, spec.d_state)
+        self.memory = x.new_empty(3 + 2 * slices, tokens * neurons)
+
+    def spare(self, i, like, dtype=None):
+        """Uninitialised, in the shape of `like`; i is 0, 1 or 2."""
+        return self.memory[i].view(dtype or like.dtype)[: like.numel()].view(like.shape)
+
+    def kept(self, i, rows, slices, dtype):
+        """Uninitialised, (rows, n) for each slice; i is 0 or 1."""
+        memory = self.memory[3 + i * len(slices) :].view(dtype)
+        return [memory[j, : rows * (n.stop - n.start)].view(rows, -1)
+                for j, n in enumerate(slices)]
+
+
 class Mix:
     """What the tiles of layer `index` share; turns cos + i·sin (T, N/2), dropout key (B,) or None.
 
@@ -62,13 +83,13 @@ class Mix:
     the last layer to the first, which gives them out.
     """
 
-    def __init__(self, model, index, turns, key, grads):
+    def __init__(self, model, index, turns, key, grads, room):
         spec, block = model.spec, model.layers[index]
         self.norm, self.scale, self.window = block.attn_norm, spec.scale, spec.window
         self.index, self.dtype, self.heads = index, model.dtype, spec.n_head
         self.slices = [slice(n, min(n + SLICE, spec.d_state))
                        for n in range(0, spec.d_state, SLICE)]
-        self.turns, self.grads = turns, grads
+        self.turns, self.grads, self.room = turns, grads, room
         self.gain, self.words = 1.0, None
         if key is not None and spec.dropout:
             shape = spec.n_head, len(key), len(turns), spec.d_state
@@ -102,13 +123,14 @@ class Mix:
     def forward(self, h, rows, x, slices, scores, o):
         """Fill `scores` (b, T, T) and add to `o` (b, T, C)."""
         x_, o_ = x.flatten(0, 1), o.flatten(0, 1)
-        kept, _ = self.room(x_)
+        kept = self.room.kept(0, len(x_), self.slices, x.dtype)
         for n, s, (e, _, _) in zip(self.slices, kept, slices, strict=True):
             torch.mm(x_, e.to(x.dtype).T, out=s).relu_()
             self.add_scores(scores, self.turn(s, n, x.shape))
         y = self.norm(self.mask(scores).to(x.dtype) @ x).flatten(0, 1).to(x.dtype)
         for n, s, (_, ev, d) in zip(self.slices, kept, slices, strict=True):
-            v = self.drop(torch.relu_(y @ ev.to(x.dtype).T), h, rows, n)
+            v = torch.mm(y, ev.to(x.dtype).T, out=self.room.spare(0, s)).relu_()
+            v = self.drop(v, h, rows, n)
             add(o_, v.mul_(s), d.to(x.dtype))
 
     def backward(self, h, rows, x, slices, scores, do, dx, grads):
@@ -119,17 +141,18 @@ class Mix:
             normed = self.norm(attended)
         y = normed.detach().flatten(0, 1).to(x.dtype)
         dy = torch.zeros_like(dx_)
-        kept = self.room(x_)
+        kept = [self.room.kept(i, len(x_), self.slices, x.dtype) for i in range(2)]
         for n, s, ds, (e, ev, d), (_, dev, dd) in zip(
                 self.slices, *kept, slices, grads, strict=True):
             torch.mm(x_, e.to(x.dtype).T, out=s).relu_()
-            v = self.drop(torch.relu_(y @ ev.to(x.dtype).T), h, rows, n)
-            add(dd, (s * v).T, do_)
-            dg = do_ @ d.to(x.dtype).T
-            dv = where_positive(dg * s, v)
+            v = torch.mm(y, ev.to(x.dtype).T, out=self.room.spare(0, s)).relu_()
+            v = self.drop(v, h, rows, n)
+            add(dd, torch.mul(s, v, out=self.room.spare(1, s)).T, do_)
+            dg = torch.mm(do_, d.to(x.dtype).T, out=self.room.spare(1, s))
+            torch.mul(dg, v, out=ds)
+            dv = where_positive(dg.mul_(s), v)
             add(dev, dv.T, y)
             add(dy, dv, ev.to(x.dtype))
-            torch.mul(dg, v, out=ds)
         d_attended, = torch.autograd.grad(normed, attended, dy.view_as(normed))
         d_attended = d_attended.to(x.dtype)
         dx += scores.to(x.dtype).mT @ d_attended
@@ -137,23 +160,19 @@ class Mix:
         d_scores += d_scores.mT.clone()
         for n, s, ds, (e, _, _), (de, _, _) in zip(
                 self.slices, *kept, slices, grads, strict=True):
-            dr = d_scores @ self.turn(s, n, x.shape)
+            r = self.turn(s, n, x.shape)
+            dr = torch.bmm(d_scores, r, out=self.room.spare(1, r))
             ds += self.turn(dr, n, x.shape, back=True).flatten(0, 1)
-            ds = where_positive(ds, s)
+            where_positive(ds, s)
             add(de, ds.T, x_)
             add(dx_, ds, e.to(x.dtype))
-
-    def room(self, x_):
-        """Twice an array (b·T, n) for each slice, cut from one that comes and goes as a whole."""
-        sizes = [len(x_) * (n.stop - n.start) for n in self.slices]
-        return [[part.view(len(x_), -1) for part in whole.split(sizes)]
-                for whole in x_.new_empty(2, sum(sizes))]
 
     def turn(self, s, n, shape, back=False):
         """RoPE of a slice, (b, T, n): a product of complex numbers; `back`: the other way."""
         turns = self.turns[:, n.start // 2 : n.stop // 2]
         pairs = torch.view_as_complex(upcast(s).view(*shape[:2], -1, 2))
-        turned = pairs * (turns.conj() if back else turns)
+        turns = turns.conj() if back else turns
+        turned = torch.mul(pairs, turns, out=self.room.spare(0, pairs))
         return torch.view_as_real(turned).flatten(2).to(s.dtype)
 
     def add_scores(self, scores, r):
@@ -175,12 +194,14 @@ class Mix:
         if self.words is None:
             return v
         row, column, least = self.words
-        return v.mul_((row[h, rows].reshape(-1, 1) * column[n]).ge_(least))
+        words = self.room.spare(1, v, torch.int32)
+        torch.mul(row[h, rows].reshape(-1, 1), column[n], out=words).ge_(least)
+        return v.mul_(self.room.spare(2, v).copy_(words))
 
 
 def where_positive(x, s):
-    """x where s > 0, else 0: the gradient of relu."""
-    return torch.ops.aten.threshold_backward(x, s, 0)
+    """x, which keeps its values where s > 0 and is 0 elsewhere: the gradient of relu."""
+    return torch.ops.aten.threshold_backward.grad_input(x, s, 0, grad_input=x)
 
 
 def add(total, a, b):
