@@ -1,0 +1,1 @@
+"""Where the MLX panel meets mlx_lm: model files that exports carry, and caches of either."""
