@@ -57,7 +57,7 @@ def model_types() -> dict[str, str]:
 def neighbour_of(model_type: Any) -> ModuleType:
     """The module that knows how to read this `model_type`. Raises `UserError` if none does."""
     known = model_types()
-    if model_type not in known:
+    if not isinstance(model_type, str) or model_type not in known:
         raise UserError(f"model_type = {model_type!r} is no architecture of ours"
                         + did_you_mean(str(model_type), list(known)).replace("It has", "Known"))
     return neighbour(known[model_type])

@@ -48,9 +48,7 @@ class Key:
         raise UserError(f"{self.names[0]} = {values[0]!r} is not known, only {known}")
 
     def write(self, value: Any) -> dict[str, Any]:
-        if self.words is not None:
-            value = self.words[value][0] if value in self.words else None
-        return dict.fromkeys(self.names, value)
+        return dict.fromkeys(self.names, self.words[value][0] if self.words else value)
 
 
 @dataclass(frozen=True)
@@ -86,10 +84,15 @@ class Form:
         return kind.from_dict({**self.fixed, **fields})
 
     def write_config(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """config.json for a spec with these fields."""
+        """config.json for a spec with these fields. Raises `UserError` for a value that upstream
+        has no word for."""
         config = {"architectures": [self.title], "model_type": self.model_type, "dtype": "float32",
                   **self.writes}
         for ours, key in self.keys.items():
+            if key.words is not None and fields[ours] not in key.words:
+                known = " or ".join(repr(word) for word in key.words)
+                raise UserError(f"{ours} = {fields[ours]!r} cannot be exported: {self.title} has "
+                                f"only {known}")
             config |= key.write(fields[ours])
         return config
 
