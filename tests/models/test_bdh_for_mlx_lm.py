@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from parity.budget import Verdict, distance
 from specs import Spec, init_weights, spec_type
 from specs.backend import Arrays, load_backend
-from tests.models.test_bdh import close, tokens
+from tests.models.test_bdh import tokens
+from tests.train.neighbourhood import BYTES, agrees, greedy, verdict
 from train.neighbours.bdh import MODEL_FILE, to_upstream
 from train.neighbours.folder import write_folder
-from train.tokenizer import make_tokenizer
 
-pytestmark = [pytest.mark.needs("mlx"), pytest.mark.xdist_group("mlx_lm")]
+pytestmark = [pytest.mark.needs("mlx"), pytest.mark.xdist_group("neighbours")]
 
 TINY = spec_type("bdh").preset("tiny")
 FIELDS: dict[str, dict[str, Any]] = {
@@ -42,7 +43,7 @@ def weights_of(spec: Spec) -> Arrays:
 
 def export(spec: Spec, path: Path) -> Path:
     write_folder(path, to_upstream(spec, weights_of(spec), "mlx-lm"),
-                 make_tokenizer("bytes", []).to_json(), path / "none")
+                 BYTES.to_json(), path / "none")
     return path
 
 
@@ -53,9 +54,8 @@ def load(path: Path) -> Any:
     return mlx_lm.load(str(path), trust_remote_code=True)[0]
 
 
-def ours(spec: Spec, data: np.ndarray) -> np.ndarray:
-    backend = load_backend("mlx", "cpu")
-    return backend.logits(backend.build(spec, weights_of(spec)), data)
+def truth(spec: Spec, data: np.ndarray) -> Verdict:
+    return verdict(spec, weights_of(spec), data)
 
 
 def in_pieces(model: Any, data: np.ndarray, pieces: list[int]) -> np.ndarray:
@@ -93,7 +93,7 @@ def test_logits(form: str, T: int, tmp_path: Path) -> None:
 
     spec = TINY.replace(**FIELDS[form])
     model, data = load(export(spec, tmp_path / "model")), tokens(spec, 2, T)
-    assert close(np.array(model(mx.array(data))), ours(spec, data))
+    assert agrees(np.array(model(mx.array(data))), truth(spec, data))
 
 
 @each_form
@@ -101,18 +101,19 @@ def test_logits(form: str, T: int, tmp_path: Path) -> None:
 def test_pieces(form: str, pieces: list[int], tmp_path: Path) -> None:
     spec = TINY.replace(**FIELDS[form])
     model, data = load(export(spec, tmp_path / "model")), tokens(spec, 3, sum(pieces))
-    assert close(in_pieces(model, data, pieces), ours(spec, data), 200)
+    assert agrees(in_pieces(model, data, pieces), truth(spec, data))
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_shows(mistake: str, tmp_path: Path) -> None:
     path, data, pieces = export(TINY, tmp_path / "model"), tokens(TINY, 2, 301), [260, 40, 1]
-    assert close(in_pieces(load(path), data, pieces), ours(TINY, data), 200)
+    exact = truth(TINY, data)
+    assert agrees(in_pieces(load(path), data, pieces), exact)
     right, wrong = MISTAKES[mistake]
     code = (path / "bdh.py").read_text(encoding="utf-8")
     assert code.count(right) == 1
     (path / "bdh.py").write_text(code.replace(right, wrong), encoding="utf-8")
-    assert not close(in_pieces(load(path), data, pieces), ours(TINY, data), 2000)
+    assert not agrees(in_pieces(load(path), data, pieces), exact)
 
 
 @pytest.mark.parametrize("fields", [
@@ -135,12 +136,9 @@ def test_positions_far_away_are_those_of_the_spec(fields: dict[str, Any], tmp_pa
 @each_form
 def test_greedy_tokens(form: str, tmp_path: Path) -> None:
     spec = TINY.replace(**FIELDS[form])
-    backend, prompt = load_backend("mlx", "cpu"), tokens(spec, 1, 50)
-    decoder = backend.decoder(backend.build(spec, weights_of(spec)))
-    wanted = [int(decoder.prefill(prompt)[0, -1].argmax())]
-    while len(wanted) < 12:
-        wanted.append(int(decoder.step(np.array(wanted[-1:]))[0].argmax()))
-    assert generated(load(export(spec, tmp_path / "model")), prompt[0].tolist()) == wanted
+    prompt = tokens(spec, 1, 50)[0]
+    wanted = greedy("mlx", spec, weights_of(spec), prompt, 12)
+    assert generated(load(export(spec, tmp_path / "model")), prompt.tolist()) == wanted
     assert len(set(wanted)) > 3
 
 
@@ -190,10 +188,10 @@ def test_converted(form: str, options: dict[str, Any], least: float, most: float
             **options)
     model, data = load(tmp_path / "other"), tokens(spec, 2, 300)
     assert isinstance(model.layers[-1].encoder_v, QuantizedMultiLinear) == ("quantize" in options)
-    logits, exact = np.array(model(mx.array(data)).astype(mx.float32)), ours(spec, data)
-    assert least < np.linalg.norm(logits - exact) / np.linalg.norm(exact) < most
-    steps = in_pieces(model, data, [260, 1, 1, 38])
-    assert np.linalg.norm(steps - logits) < most / 10 * np.linalg.norm(logits)
+    logits, exact = np.array(model(mx.array(data)).astype(mx.float32)), truth(spec, data).truth
+    size = np.linalg.norm(logits)
+    assert least < distance(logits, exact["logits"]) / size < most
+    assert distance(in_pieces(model, data, [260, 1, 1, 38]), logits) < most / 10 * size
 
 
 def test_it_is_run_by_those_who_trust_it(tmp_path: Path) -> None:

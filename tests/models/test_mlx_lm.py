@@ -11,7 +11,7 @@ from specs import Spec, UserError, init_weights, spec_type
 from specs.backend import Dtype, load_backend
 from tests.models.test_bdh import close
 
-pytestmark = [pytest.mark.needs("mlx"), pytest.mark.xdist_group("mlx_lm")]
+pytestmark = [pytest.mark.needs("mlx"), pytest.mark.xdist_group("neighbours")]
 
 GPT = spec_type("gpt").preset("tiny", block_size=64, head_dim=32, d_ff=64, tie_embeddings=False)
 FORMS: dict[str, dict[str, Any]] = {

@@ -1,5 +1,5 @@
-"""bdh, which upstream lacks: our fields and the official names of its tensors, for mlx_lm with a
-model file that knows both."""
+"""bdh, which upstream lacks: for mlx_lm in the official code's words, which are ours, with a
+model file that knows them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from specs import Spec, UserError, spec_type
-from specs.backend import Arrays, load_strictly
+from specs.backend import Arrays
 from train.neighbours import Folder
+from train.neighbours.table import Form, Key
 
-MODEL_TYPES = ("bdh",)
 MODEL_FILE = Path(__file__).parents[2] / "mlx_models" / "for_mlx_lm" / "bdh.py"
+KIND = spec_type("bdh")
+KEYS = {field.name: Key((field.name,)) for field in dataclasses.fields(KIND)}
+FORM = Form("bdh", "BDH", KEYS | {"window": Key(("window",), None)}, fixed={}, names={})
+MODEL_TYPES = (FORM.model_type,)
 
 
 def to_upstream(spec: Any, weights: Arrays, to: str) -> Folder:
@@ -24,20 +26,10 @@ def to_upstream(spec: Any, weights: Arrays, to: str) -> Folder:
     if spec.window is not None:
         raise UserError(f"window = {spec.window} cannot be exported: in mlx_lm, bdh keeps a state "
                         "that forgets no token")
-    return Folder({"model_type": "bdh", **spec.to_dict()}, dict(weights), MODEL_FILE)
+    return Folder(FORM.write_config(spec.to_dict()), FORM.write_tensors(spec, weights), MODEL_FILE)
 
 
 def from_upstream(folder: Folder) -> tuple[Spec, Arrays]:
     """See `train.neighbours`."""
-    kind = spec_type("bdh")
-    names = [field.name for field in dataclasses.fields(kind)]
-    for name in names:
-        if name not in folder.config:
-            raise UserError(f"{name!r} is missing")
-    spec = kind.from_dict({name: folder.config[name] for name in names})
-    weights = load_strictly(spec, folder.tensors, "the folder")
-    for name, tensor in weights.items():
-        if tensor.dtype.kind != "f":
-            raise UserError(f"{name} holds {tensor.dtype} numbers: quantized weights must be "
-                            "dequantized first")
-    return spec, {name: tensor.astype(np.float32) for name, tensor in weights.items()}
+    spec = FORM.read_spec(KIND, folder.config)
+    return spec, FORM.read_tensors(spec, folder.tensors)
