@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -94,9 +96,18 @@ def main(arguments: list[str] | None = None) -> int:
 def read(source: Path) -> tuple[Spec, Arrays]:
     """Spec and weights of a folder. Raises `UserError` for one that cannot be a run of ours."""
     config = read_config(source)
-    try:
+    with naming(source):
         module = neighbour_of(config.get("model_type"))
-        return module.from_upstream(Folder(config, read_tensors(source)))
+    folder = Folder(config, read_tensors(source))
+    with naming(source):
+        return module.from_upstream(folder)
+
+
+@contextmanager
+def naming(source: Path) -> Iterator[None]:
+    """Say which folder a `UserError` is about."""
+    try:
+        yield
     except UserError as error:
         raise UserError(f"{source} cannot be adopted: {error}") from None
 
