@@ -112,6 +112,7 @@ class Model(nn.Module):
             exponent = mx.arange(0, args.neurons, 2) / args.neurons
             power = mx.array([65536.0**e for e in exponent.tolist()])
             self._frequency = 1 / power / (2 * math.pi)  # turns per token
+            mx.eval(self._frequency)  # a thread of a server has no stream for it
 
     def __call__(self, inputs, cache=None):
         cache = cache or [None] * self.args.n_layer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,14 @@ def test_prompts_of_several_lengths_at_once(tmp_path: Path) -> None:
             found[response.uid].append(response.token)
     for uid, prompt in zip(counts, prompts, strict=True):
         assert found[uid] == generated(model, prompt, counts[uid])
+
+
+def test_a_server_may_use_another_thread(tmp_path: Path) -> None:
+    """Which cannot compute what was left to be computed on the streams of this one."""
+    model = load(export(TINY, tmp_path / "model"))
+    with ThreadPoolExecutor() as threads:
+        frequency = threads.submit(np.array, model._frequency).result()
+    assert frequency.shape == (TINY.d_state // 2,)
 
 
 def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
