@@ -10,6 +10,7 @@ import mlx.nn as nn
 
 from mlx_models.bdh_fast import in_tiles
 from mlx_models.cache import Rows
+from mlx_models.for_mlx_lm.caches import PromptCache
 from mlx_models.layers import dropout, fold, recompute, upcast
 
 CHUNK = 256  # tokens; a longer chunk costs more scores, a shorter one more reads of the state
@@ -99,7 +100,7 @@ class Attention(nn.Module):
         return update if state is None else state + update
 
 
-class KeyCache:
+class KeyCache(PromptCache):
     """What decoding keeps: (r, x) of all tokens, or of those that the window still shows."""
 
     def __init__(self, window):

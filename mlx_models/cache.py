@@ -2,6 +2,8 @@
 
 import mlx.core as mx
 
+from mlx_models.for_mlx_lm.caches import PromptKeyValueCache
+
 BLOCK = 256  # rows by which a buffer grows
 
 
@@ -65,7 +67,7 @@ class Rows:
         return copy
 
 
-class KeyValueCache:
+class KeyValueCache(PromptKeyValueCache):
     """Keys and values (B, H, S, D) of all tokens, or of those that a window and the first `sinks`
     tokens still show (Xiao et al., arXiv 2309.17453)."""
 

@@ -9,6 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_models.cache import KeyValueCache
+from mlx_models.for_mlx_lm.caches import adapted
 from mlx_models.layers import (
     Embedding,
     LayerNorm,
@@ -126,6 +127,7 @@ class Model(nn.Module):
 
     def hidden(self, tokens, cache=None, key=None):
         """What the head reads, (B, T, C)."""
+        cache = adapted(cache, self.spec)
         first = cache[0] if cache else self.make_cache()[0]
         start, T, mask = first.offset, tokens.shape[1], first.make_mask(tokens)
         self.spec.check_length(start + T)

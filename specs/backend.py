@@ -240,6 +240,16 @@ def settings_from(values: Mapping[str, Any]) -> OptimizerSettings:
     return OptimizerSettings(**{k: v for k, v in values.items() if k in names})
 
 
+def fresh_state(spec: Spec, settings: OptimizerSettings) -> Arrays:
+    """The optimizer state before the first step, as `Trainer.state` gives it in float32."""
+    state: Arrays = {"step": np.array(0)}
+    for param in spec.params():
+        muon = settings.optimizer == "muon" and param.group == "hidden"
+        for name in ("momentum",) if muon else ("m", "v"):
+            state[f"{name}.{param.name}"] = np.zeros(param.shape, np.float32)
+    return state
+
+
 def fitting_state(own: Mapping[str, np.ndarray], state: Mapping[str, np.ndarray]) -> Arrays:
     """`state` for a trainer whose present state is `own`: the same names and shapes, or
     `UserError`. A loss scale is float16's alone: one too many is left out, a missing one is new.

@@ -29,7 +29,7 @@ from specs import base
 from specs.base import Param
 from specs.init import normal
 
-ROPE_THETA = np.float32(2**16)
+ROPE_THETA = 2.0**16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,9 +137,11 @@ class Spec(base.Spec):
         """Angles in radians at positions start … start+T−1, (T, N/2) in float32.
 
         Every step is rounded to float32 as in the official code, so that both panels, and their
-        float64 referee, rotate by the same angles at any position.
+        float64 referee, rotate by the same angles at any position. The power is taken in float64
+        before: those of float32 differ from one processor to the other.
         """
         exponent = np.arange(0, self.d_state, 2, dtype=np.float32) / np.float32(self.d_state)
-        frequency = 1 / ROPE_THETA**exponent / np.float32(2 * np.pi)
+        power = (ROPE_THETA ** exponent.astype(np.float64)).astype(np.float32)
+        frequency = 1 / power / np.float32(2 * np.pi)
         turns = np.arange(start, start + T, dtype=np.float32)[:, None] * frequency
         return turns % 1 * np.float32(2 * np.pi)

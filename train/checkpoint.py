@@ -62,17 +62,18 @@ def save(run: Path, state: TrainState, weights: Arrays, optimizer: Arrays,
     path = folder(run, state.step)
     with new_folder(path) as aside:
         for name, arrays in zip(FILES, (weights, optimizer), strict=True):
-            _write(aside / name, arrays)
+            save_arrays(aside / name, arrays)
         content = {"format": FORMAT, "run": run_id(run), **asdict(state), "versions": versions,
                    "sha256": {name: sha256(aside / name) for name in FILES}}
         write_json(aside / "state.json", {**content, "own_sha256": digest(content)})
     return path
 
 
-def _write(file: Path, arrays: Arrays) -> None:
+def save_arrays(file: Path, arrays: Arrays, format: str = "np") -> None:
+    """A safetensors file. Raises `OSError`, as of a full disk."""
     contiguous = {key: np.asarray(array, order="C") for key, array in arrays.items()}
     try:
-        save_file(contiguous, file, metadata={"format": "np"})
+        save_file(contiguous, file, metadata={"format": format})
     except SafetensorError as error:  # which error of the system it was, its text alone says
         number = re.search(r"os error (\d+)", str(error))
         if number is None:

@@ -31,17 +31,46 @@ RESUMABLE = {"steps", "minutes", "lr", "min_lr", "grad_clip", "micro_batch", "me
              "keep"}
 
 
+def option(group: Any, name: str, help: str, default: Any = None, **kind: Any) -> None:
+    """Add the option of a setting; `default`: where it is another than the setting's own."""
+    field = Settings.__dataclass_fields__.get(name[2:].replace("-", "_"))
+    value = field.default if default is None and field is not None else default
+    shown = f" (default {value})" if value not in (None, False) else ""
+    group.add_argument(name, help=help + shown, **kind)
+
+
+def data_options(made: argparse.ArgumentParser, tokenizer: str) -> None:
+    """What is trained on; `tokenizer`: the help of that option."""
+    data = made.add_argument_group("data")
+    option(data, "--data", "builtin, builtin-source, a file, a folder, or a `datasets` id")
+    option(data, "--data-config", "configuration of a `datasets` id")
+    option(data, "--data-split", "split of a `datasets` id")
+    option(data, "--text-column", "column that holds the text (default: found by itself)")
+    option(data, "--stream", "read a `datasets` id without downloading it whole",
+           action="store_true")
+    option(data, "--data-tokens", "use at most so many tokens, such as 20M", type=_count)
+    data.add_argument("--tokenizer", help=tokenizer)
+
+
+def optimizer_options(made: argparse.ArgumentParser, lr: float | None = None) -> None:
+    """How weights are moved, `lr`: the rate unless told otherwise."""
+    optimizer = made.add_argument_group("optimizer")
+    option(optimizer, "--optimizer", "Muon takes the hidden matrices, AdamW the rest",
+           choices=("adamw", "muon"))
+    option(optimizer, "--lr", "peak learning rate", lr, type=float)
+    option(optimizer, "--schedule", "after the warm-up", choices=SCHEDULES)
+    option(optimizer, "--warmup", "updates of linear warm-up (default: 50, or a tenth of a short "
+           "run)", type=int)
+    option(optimizer, "--min-lr", "last rate as a share of the peak", type=float)
+    option(optimizer, "--weight-decay", "decoupled, on matrices only", type=float)
+    option(optimizer, "--grad-clip", "largest gradient norm, 0 for none", type=float)
+
+
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="train/run.py", description="Train a model, on MLX or PyTorch, or go on with a run.",
         epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS, allow_abbrev=False)
-    default = {field.name: field.default for field in dataclasses.fields(Settings)}
-
-    def option(group: Any, name: str, help: str, **kind: Any) -> None:
-        value = default.get(name[2:].replace("-", "_"))
-        shown = f" (default {value})" if value not in (None, False) else ""
-        group.add_argument(name, help=help + shown, **kind)
 
     model = made.add_argument_group("model")
     model.add_argument("--arch", default=None, help=f"one of: {', '.join(architectures())}")
@@ -62,16 +91,8 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--device", default=None, help="cpu, gpu (MLX), cuda, mps (PyTorch)")
     option(run, "--seed", "of weights, batches and dropout", type=int)
 
-    data = made.add_argument_group("data")
-    option(data, "--data", "builtin, builtin-source, a file, a folder, or a `datasets` id")
-    option(data, "--data-config", "configuration of a `datasets` id")
-    option(data, "--data-split", "split of a `datasets` id")
-    option(data, "--text-column", "column that holds the text (default: found by itself)")
-    option(data, "--stream", "read a `datasets` id without downloading it whole",
-           action="store_true")
-    option(data, "--data-tokens", "use at most so many tokens, such as 20M", type=_count)
-    option(data, "--tokenizer", "bytes, bpe:SIZE (trained on the training part), or a "
-           "tokenizer.json")
+    data_options(made, "bytes, bpe:SIZE (trained on the training part), or a tokenizer.json "
+                 f"(default {Settings.tokenizer})")
 
     length = made.add_argument_group(f"length (default: {DEFAULT_STEPS} steps)")
     option(length, "--steps", "optimizer updates", type=int)
@@ -86,16 +107,7 @@ def parser() -> argparse.ArgumentParser:
     option(batch, "--seq-curriculum", "grow windows over the first half of the run",
            metavar="64:256", type=_curriculum)
 
-    optimizer = made.add_argument_group("optimizer")
-    option(optimizer, "--optimizer", "Muon takes the hidden matrices, AdamW the rest",
-           choices=("adamw", "muon"))
-    option(optimizer, "--lr", "peak learning rate", type=float)
-    option(optimizer, "--schedule", "after the warm-up", choices=SCHEDULES)
-    option(optimizer, "--warmup", "updates of linear warm-up (default: 50, or a tenth of a short "
-           "run)", type=int)
-    option(optimizer, "--min-lr", "last rate as a share of the peak", type=float)
-    option(optimizer, "--weight-decay", "decoupled, on matrices only", type=float)
-    option(optimizer, "--grad-clip", "largest gradient norm, 0 for none", type=float)
+    optimizer_options(made)
 
     machine = made.add_argument_group("precision and speed")
     option(machine, "--dtype", "of the products; parameters and norms stay float32",

@@ -36,6 +36,7 @@ from train.options import (
 )
 from train.rundir import RunDir
 from train.settings import Settings
+from train.tokenizer import Tokenizer
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,10 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
 def start(args: argparse.Namespace, backend: Backend, locks: ExitStack) -> Loop:
     """A new run, written down with its first checkpoint once all is known to fit."""
     settings = new_settings(args)
-    corpus, tokenizer = prepare(
-        settings.data, settings.tokenizer, max_tokens=settings.data_tokens,
-        config=settings.data_config, split=settings.data_split,
-        text_column=settings.text_column, streaming=settings.stream)
+    corpus, tokenizer = prepared(settings)
     spec, preset = new_spec(args, tokenizer.vocab_size)
     settings = with_tokens(args, settings, spec.block_size)
     require_length(corpus, spec.block_size)
@@ -118,6 +116,14 @@ def resume(args: argparse.Namespace, backend: Backend, locks: ExitStack) -> Loop
     checkpoint.set_aside(run.path, state.step)
     say(f"{run.path}: going on at step {state.step}, {backend.name} on {backend.device}")
     return Loop(run, spec, settings, corpus, backend, model, trainer, state, micro_batch)
+
+
+def prepared(settings: Settings) -> tuple[Corpus, Tokenizer]:
+    """The corpus that the settings name, and its tokenizer."""
+    return prepare(
+        settings.data, settings.tokenizer, max_tokens=settings.data_tokens,
+        config=settings.data_config, split=settings.data_split,
+        text_column=settings.text_column, streaming=settings.stream)
 
 
 def make_trainer(spec: Spec, settings: Settings, backend: Backend,

@@ -2,6 +2,7 @@
 
     config.json     arch, spec, training settings, versions, corpus, git commit
     tokenizer.json  corpus/ (when small)  metrics.jsonl  plots/  step-00001000/
+    origin/         of an adopted run: what its folder held besides weights and tokenizer
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class RunDir:
         self.path = path
         self.metrics = path / "metrics.jsonl"
         self.plots = path / "plots"
+        self.origin = path / "origin"
 
     @property
     def name(self) -> str:

@@ -1,0 +1,148 @@
+"""Tiny models of both sides, for the tests that let the neighbours run them.
+
+transformers and mlx_lm are imported where they are used: a machine may lack one.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from parity.budget import Verdict, distance, judge
+from parity.cases import lively_weights
+from specs import Spec, spec_type
+from specs.backend import Arrays, fresh_state, load_backend, settings_from
+from train import adopt, checkpoint, export
+from train.checkpoint import TrainState
+from train.rundir import RunDir
+from train.settings import Settings
+from train.tokenizer import Tokenizer, make_tokenizer
+
+GPT = spec_type("gpt")
+BYTES = make_tokenizer("bytes", [])
+TEXT = "  The don't ,  it 's <s> [PAD]\n\n\tnaïve 中文 \x00\x7f "
+
+# What transformers calls them, as small as can be; sizes that tell the axes apart.
+COMMON = {"vocab_size": 256, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2,
+          "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+          "bos_token_id": None, "eos_token_id": None}
+GPT2 = {"vocab_size": 256, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64,
+        "bos_token_id": None, "eos_token_id": None}
+WINDOW = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 0}
+THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("GPT2", GPT2),
+    "gpt2-untied-gelu": ("GPT2", {**GPT2, "tie_word_embeddings": False, "n_inner": 40,
+                                  "activation_function": "gelu"}),
+    "gpt2-relu2": ("GPT2", {**GPT2, "activation_function": "relu2"}),
+    "llama": ("Llama", COMMON),
+    "llama-tied-biased": ("Llama", {**COMMON, "tie_word_embeddings": True, "head_dim": 12,
+                                    "attention_bias": True, "mlp_bias": True}),
+    "llama-theta": ("Llama", {**COMMON, "num_key_value_heads": None, "rms_norm_eps": 1e-3,
+                              "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}),
+    "qwen3": ("Qwen3", {**COMMON, "head_dim": 12, "tie_word_embeddings": True}),
+    "qwen3-window": ("Qwen3", {**COMMON, "head_dim": 8, **WINDOW}),
+    "mistral": ("Mistral", {**COMMON, "sliding_window": 6}),
+    "mistral-unbounded": ("Mistral", {**COMMON, "sliding_window": None, "head_dim": 6}),
+}
+
+SMALL = {"vocab_size": 256, "n_layer": 2, "n_embd": 32, "n_head": 4, "n_kv_head": 2, "d_ff": 48,
+         "block_size": 64}
+GPT2_FORM = {**SMALL, "n_kv_head": None, "d_ff": None, "norm": "layernorm", "pos": "learned",
+             "mlp": "gelu_tanh"}
+OURS: dict[str, dict[str, Any]] = {
+    "gpt2": {**GPT2_FORM, "bias": True},
+    "gpt2-unbiased": GPT2_FORM,
+    "llama": {**SMALL, "tie_embeddings": False, "dropout": 0.1},
+    "llama-biased": {**SMALL, "bias": True, "head_dim": 12, "n_kv_head": None},
+    "qwen3": {**SMALL, "qk_norm": True, "head_dim": 12, "norm_eps": 1e-6, "rope_theta": 1e6},
+    "mistral": {**SMALL, "window": 6},
+    "odd-width": {**SMALL, "n_embd": 30, "head_dim": 8},
+}
+# What mlx_lm's own classes have not.
+OURS_FOR_TRANSFORMERS = {
+    "nanogpt": {**GPT2_FORM, "mlp": "gelu"},
+    "gpt2-untied": {**GPT2_FORM, "tie_embeddings": False, "bias": True, "d_ff": 48},
+    "gpt2-relu2": {**GPT2_FORM, "mlp": "relu2"},
+    "qwen3-window": {**SMALL, "qk_norm": True, "window": 6},
+}
+
+
+def tokens(B: int = 2, T: int = 20, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(256, size=(B, T), dtype=np.int32)
+
+
+def verdict(spec: Spec, weights: Arrays, data: np.ndarray) -> Verdict:
+    """Our logits in float64, and how far from them float32 may be."""
+    torch = load_backend("torch", "cpu")
+    return judge(lambda aside: {"logits": torch.logits(
+        torch.build(spec, aside, "float64"), data)}, weights, 0)
+
+
+def agrees(logits: np.ndarray, truth: Verdict) -> bool:
+    return distance(logits, truth.truth["logits"]) <= truth.budget["logits"]
+
+
+def greedy(backend: str, spec: Spec, weights: Arrays, prompt: np.ndarray, count: int) -> list[int]:
+    """Our decoder's likeliest tokens after `prompt`."""
+    panel = load_backend(backend, "cpu")
+    decoder = panel.decoder(panel.build(spec, weights), 1, len(prompt) + count)
+    logits, found = decoder.prefill(prompt[None])[:, -1], []
+    for _ in range(count):
+        found.append(int(logits[0].argmax()))
+        logits = decoder.step(np.array(found[-1:], np.int32))
+    return found
+
+
+def save_theirs(name: str, folder: Path, seed: int = 0, **fields: Any) -> Any:
+    """A random model of transformers, none of its parameters constant, and our tokenizer."""
+    import torch
+    import transformers
+
+    kind, config = THEIRS[name]
+    torch.manual_seed(seed)
+    model = getattr(transformers, f"{kind}ForCausalLM" if kind != "GPT2" else "GPT2LMHeadModel")(
+        getattr(transformers, f"{kind}Config")(**{**config, **fields})).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    (folder / "tokenizer.json").write_text(BYTES.to_json(), encoding="utf-8")
+    return model
+
+
+def their_logits(model: Any, data: np.ndarray) -> np.ndarray:
+    import torch
+
+    with torch.no_grad():
+        return model(torch.tensor(data, dtype=torch.long)).logits.numpy()
+
+
+def new_run(name: str, spec: Spec, tokenizer: Tokenizer = BYTES) -> RunDir:
+    """A run of lively weights that was never trained."""
+    settings = Settings(steps=0)
+
+    def fill(folder: Path) -> None:
+        checkpoint.save(folder, TrainState(), lively_weights(spec, 0),
+                        fresh_state(spec, settings_from(settings.to_dict())), {})
+
+    return RunDir.create(name, spec, settings, "tiny", tokenizer, {}, {}, fill)
+
+
+def exported(run: RunDir, folder: str | Path, to: str = "hf") -> Path:
+    assert export.main(["--run", run.name, "--to", to, str(folder)]) == 0
+    return Path(folder)
+
+
+def adopted(folder: Path, name: str, *options: str) -> RunDir:
+    assert adopt.main(["--from", str(folder), "--name", name, "--data", "text.txt", *options]) == 0
+    return RunDir.open(name)
+
+
+def change(file: Path, **values: Any) -> None:
+    """Other values in a JSON file; None removes one."""
+    content = {**json.loads(file.read_text(encoding="utf-8")), **values}
+    file.write_text(json.dumps({key: value for key, value in content.items()
+                                if value is not None}), encoding="utf-8")
