@@ -74,15 +74,26 @@ def tokens(B: int = 2, T: int = 20, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(256, size=(B, T), dtype=np.int32)
 
 
-def verdict(spec: Spec, weights: Arrays, data: np.ndarray) -> Verdict:
-    """Our logits in float64, and how far from them float32 may be."""
+def verdict(spec: Spec, weights: Arrays, data: np.ndarray, first: int = 0) -> Verdict:
+    """Our logits and log-probabilities from position `first` on in float64, and how far from them
+    float32 may be."""
     torch = load_backend("torch", "cpu")
-    return judge(lambda aside: {"logits": torch.logits(
-        torch.build(spec, aside, "float64"), data)}, weights, 0)
+
+    def evaluate(aside: Arrays) -> Arrays:
+        logits = torch.logits(torch.build(spec, aside, "float64"), data)[:, first:]
+        return {"logits": logits, "log_probs": log_probs(logits)}
+
+    return judge(evaluate, weights, 0)
 
 
-def agrees(logits: np.ndarray, truth: Verdict) -> bool:
-    return distance(logits, truth.truth["logits"]) <= truth.budget["logits"]
+def log_probs(logits: np.ndarray) -> np.ndarray:
+    """Of logits (..., V), in float64."""
+    above = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    return above - np.log(np.exp(above).sum(-1, keepdims=True))
+
+
+def agrees(found: np.ndarray, truth: Verdict, name: str = "logits") -> bool:
+    return distance(found, truth.truth[name]) <= truth.budget[name]
 
 
 def greedy(backend: str, spec: Spec, weights: Arrays, prompt: np.ndarray, count: int) -> list[int]:

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from parity.budget import Verdict
 from parity.cases import lively_weights
-from specs.errors import UserError
+from specs import Spec, UserError
+from specs.backend import Arrays
 from tests.train.neighbourhood import (
     BYTES,
     GPT,
@@ -60,12 +62,18 @@ def mlx_logits(model: Any, data: np.ndarray) -> np.ndarray:
     return np.array(model(mx.array(data)))
 
 
-def mlx_greedy(model: Any, count: int) -> list[int]:
+def mlx_greedy(model: Any, count: int) -> tuple[list[int], np.ndarray]:
+    """The likeliest tokens after the prompt, and the log-probabilities that each was taken from."""
     import mlx.core as mx
     from mlx_lm.generate import generate_step
 
-    steps = generate_step(mx.array(PROMPT), model, max_tokens=count, prefill_step_size=4)
-    return [int(token) for token, _ in steps]
+    steps = list(generate_step(mx.array(PROMPT), model, max_tokens=count, prefill_step_size=4))
+    return [int(token) for token, _ in steps], np.array([np.array(p) for _, p in steps])
+
+
+def steps(spec: Spec, weights: Arrays, text: list[int]) -> Verdict:
+    """What the tokens of `text` are taken from, after the prompt."""
+    return verdict(spec, weights, np.array([[*PROMPT, *text[:-1]]], np.int32), len(PROMPT) - 1)
 
 
 @needs_torch
@@ -77,9 +85,11 @@ def test_transformers_gives_our_logits_and_text(form: str) -> None:
     run = new_run("a", spec)
     model, weights = in_transformers(exported(run, "out")), run.weights()
     assert agrees(their_logits(model, tokens()), verdict(spec, weights, tokens()))
-    prompt = torch.tensor(PROMPT[None], dtype=torch.long)
-    text = model.generate(prompt, max_new_tokens=20, do_sample=False)[0, len(PROMPT):].tolist()
-    assert text == greedy("torch", spec, weights, PROMPT, 20)
+    text = greedy("torch", spec, weights, PROMPT, 20)
+    found = model.generate(torch.tensor(PROMPT[None], dtype=torch.long), max_new_tokens=20,
+                           do_sample=False, output_logits=True, return_dict_in_generate=True)
+    assert found.sequences[0].tolist() == [*PROMPT, *text]
+    assert agrees(np.stack(found.logits, 1), steps(spec, weights, text))
 
 
 @needs_torch
@@ -90,7 +100,10 @@ def test_mlx_lm_gives_our_logits_and_text(form: str) -> None:
     run = new_run("a", spec)
     model, weights = in_mlx_lm(exported(run, "out", "mlx-lm")), run.weights()
     assert agrees(mlx_logits(model, tokens()), verdict(spec, weights, tokens()))
-    assert mlx_greedy(model, 20) == greedy("mlx", spec, weights, PROMPT, 20)
+    text = greedy("mlx", spec, weights, PROMPT, 20)
+    found, log_probs = mlx_greedy(model, 20)
+    assert found == text
+    assert agrees(log_probs[None], steps(spec, weights, text), "log_probs")
 
 
 @needs_mlx
@@ -103,7 +116,7 @@ def test_quantized_by_mlx_lm_it_still_generates(form: str) -> None:
     convert(str(folder), "small", quantize=True, q_bits=4, q_group_size=32,
             trust_remote_code=spec.window is not None)
     whole, model = in_mlx_lm(folder), in_mlx_lm(Path("small"))
-    text = mlx_greedy(model, 20)
+    text, _ = mlx_greedy(model, 20)
     logits = mlx_logits(model, np.array([[*PROMPT, *text]]))[0, len(PROMPT) - 1:-1]
     assert logits.argmax(-1).tolist() == text
     exact = mlx_logits(whole, tokens())
