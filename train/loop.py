@@ -103,7 +103,7 @@ class Loop:
         def make(step: int) -> list[Batch]:
             T = self.settings.block_size(step, self.spec.block_size)
             rows = batch(self.corpus, self.settings.seed, step, self.settings.batch_size, T,
-                         dropout=self.spec.dropout > 0)
+                         dropout=self.spec.noisy)
             return split(rows, self.micro_batch)
 
         first = self.state.step

@@ -133,7 +133,7 @@ def choose_micro_batch(spec: Spec, settings: Settings, corpus: Corpus, backend: 
         return settings.micro_batch or settings.batch_size
     rows = micro_batch_for(
         settings.memory, backend, trainer,
-        lambda rows: batch(corpus, settings.seed, 0, rows, spec.block_size, spec.dropout > 0),
+        lambda rows: batch(corpus, settings.seed, 0, rows, spec.block_size, spec.noisy),
         settings.batch_size)
     say(f"micro-batches of {rows} rows keep below {settings.memory / 2**30:g} GB")
     return rows
