@@ -20,7 +20,7 @@ def layout(chosen, experts, block):
     """Where each of the assignments `chosen` (n,) goes.
 
     `place` (n,): its row; `ends` (E,): where the rows of each expert end, the last one's at the
-    last of all `rows`. The rows of an expert are in the order of their assignments; spare ones follow.
+    last of all `rows`. An expert's rows are in the order of the assignments; spare ones follow.
     """
     n = chosen.size
     rows = block * min(n, n // block + experts)
