@@ -16,6 +16,16 @@ def block_size(assignments, experts):
     return min(max(assignments // (8 * experts) // 16 * 16, 16), 64)
 
 
+def largest(scores, k):
+    """The places of the k largest along the last axis, in the order of the places."""
+    return mx.sort(mx.argpartition(-scores, k - 1, axis=-1)[..., :k], axis=-1)
+
+
+def one_hot(chosen, experts):
+    """1 for the expert that was chosen, 0 for the others: (..., E)."""
+    return (chosen[..., None] == mx.arange(experts)).astype(mx.int32)
+
+
 def layout(chosen, experts, block):
     """Where each of the assignments `chosen` (n,) goes.
 
@@ -24,7 +34,7 @@ def layout(chosen, experts, block):
     """
     n = chosen.size
     rows = block * min(n, n // block + experts)
-    mine = (chosen[:, None] == mx.arange(experts)).astype(mx.int32)
+    mine = one_hot(chosen, experts)
     rank = (mx.cumsum(mine, axis=0) * mine).sum(-1) - 1
     room = (mine.sum(0) + block - 1) // block * block
     ends = mx.cumsum(room)
@@ -32,9 +42,11 @@ def layout(chosen, experts, block):
     return place, mx.concatenate([ends[:-1], mx.array([rows])]), rows
 
 
-def spread(x, place, rows):
-    """x (n, C) at its places in (rows, C), zeros elsewhere."""
-    return mx.zeros((rows, x.shape[-1]), x.dtype).at[place].add(x)
+def spread(x, chosen, place, rows):
+    """x (B, T, C) at the places of its assignments, `chosen` = (B, T, k): (rows, C), zeros
+    elsewhere."""
+    each = mx.broadcast_to(x[..., None, :], (*chosen, x.shape[-1])).reshape(len(place), -1)
+    return mx.zeros((rows, x.shape[-1]), x.dtype).at[place].add(each)
 
 
 def collect(x, place):

@@ -34,13 +34,13 @@ class Experts(nn.Module):
 
     def __init__(self, spec):
         super().__init__()
-        C, E, F = spec.n_embd, spec.n_experts, spec.expert_width
+        C, E, width = spec.n_embd, spec.n_experts, spec.expert_width
         self.n_experts = E
         self.activation, self.gated = ACTIVATIONS[spec.expert_mlp], spec.expert_mlp == "swiglu"
         if self.gated:
-            self.gate_proj = mx.zeros((E, F, C))
-        self.up_proj = mx.zeros((E, F, C))
-        self.down_proj = mx.zeros((E, C, F))
+            self.gate_proj = mx.zeros((E, width, C))
+        self.up_proj = mx.zeros((E, width, C))
+        self.down_proj = mx.zeros((E, C, width))
 
     def __call__(self, x, chosen, share):
         if x.dtype == mx.float64:  # what all else is held against is the plain form
@@ -50,7 +50,7 @@ class Experts(nn.Module):
     def plain(self, x, chosen, share):
         """Every expert reads every token."""
         y = self.mlp(x.reshape(1, -1, x.shape[-1]), grouped.every_product)
-        mine = chosen[..., None] == mx.arange(self.n_experts)  # (B, T, k, E)
+        mine = grouped.one_hot(chosen, self.n_experts)  # (B, T, k, E)
         weight = (mine * share[..., None]).sum(-2).reshape(-1, self.n_experts)
         y = (upcast(y) * weight.T[..., None]).sum(0)
         return y.reshape(x.shape).astype(x.dtype)
@@ -60,9 +60,8 @@ class Experts(nn.Module):
         n, E, C = chosen.size, self.n_experts, x.shape[-1]
         block = 1 if x.shape[1] == 1 and n <= E else grouped.block_size(n, E)
         place, ends, rows = grouped.layout(chosen.reshape(-1), E, block)
-        each = mx.broadcast_to(x[..., None, :], (*chosen.shape, C)).reshape(n, C)
-        y = self.mlp(grouped.spread(each, place, rows),
-                     partial(grouped.product, ends=ends, block=block))
+        product = partial(grouped.product, ends=ends, block=block)
+        y = self.mlp(grouped.spread(x, chosen.shape, place, rows), product)
         y = upcast(grouped.collect(y, place)).reshape(*chosen.shape, C)
         return (y * share[..., None]).sum(-2).astype(x.dtype)
 
@@ -106,12 +105,12 @@ class MixtureOfExperts(nn.Module):
         k, scores = self.spec.n_experts_per_tok, mx.stop_gradient(p)
         if self.spec.balance == "bias":
             scores = scores + self.balance_bias
-        return mx.sort(mx.argpartition(-scores, k - 1, axis=-1)[..., :k], axis=-1)
+        return grouped.largest(scores, k)
 
     def penalty(self, logits, p, chosen):
         """(what joins the cross-entropy, summed over all positions; assignments (E,))."""
         E, T = self.spec.n_experts, p.shape[1]
-        mine = (chosen[..., None] == mx.arange(E)).sum(-2)  # (B, T, E)
+        mine = grouped.one_hot(chosen, E).sum(-2)  # (B, T, E)
         load = mine.sum((0, 1))
         share = mine.sum(1) / (T * self.spec.n_experts_per_tok)  # of each row
         balance = E * (share * p.mean(1)).sum()

@@ -51,7 +51,7 @@ class Experts(nn.Module):
     def plain(self, x, chosen, share):
         """Every expert reads every token."""
         y = self.mlp(x.reshape(1, -1, x.shape[-1]), grouped.every_product)
-        mine = chosen[..., None] == torch.arange(self.n_experts, device=x.device)  # (B, T, k, E)
+        mine = grouped.one_hot(chosen, self.n_experts)  # (B, T, k, E)
         weight = (mine * share[..., None]).sum(-2).reshape(-1, self.n_experts)
         y = (upcast(y) * weight.T[..., None]).sum(0)
         return y.reshape(x.shape).to(x.dtype)
@@ -61,9 +61,8 @@ class Experts(nn.Module):
         n, E, C = chosen.numel(), self.n_experts, x.shape[-1]
         block = 1 if x.shape[1] == 1 and n <= E else grouped.block_size(n, E)
         place, ends, rows = grouped.layout(chosen.reshape(-1), E, block)
-        each = x[..., None, :].expand(*chosen.shape, C).reshape(n, C)
-        y = self.mlp(grouped.spread(each, place, rows),
-                     partial(grouped.product, ends=ends, block=block))
+        product = partial(grouped.product, ends=ends, block=block)
+        y = self.mlp(grouped.spread(x, chosen.shape, place, rows), product)
         y = upcast(grouped.collect(y, place)).reshape(*chosen.shape, C)
         return (y * share[..., None]).sum(-2).to(x.dtype)
 
@@ -106,12 +105,12 @@ class MixtureOfExperts(nn.Module):
         k, scores = self.spec.n_experts_per_tok, p.detach()
         if self.spec.balance == "bias":
             scores = scores + self.balance_bias
-        return torch.sort(torch.topk(scores, k, dim=-1).indices, dim=-1).values
+        return grouped.largest(scores, k)
 
     def penalty(self, logits, p, chosen):
         """(what joins the cross-entropy, summed over all positions; assignments (E,))."""
         E, T = self.spec.n_experts, p.shape[1]
-        mine = (chosen[..., None] == torch.arange(E, device=p.device)).sum(-2)  # (B, T, E)
+        mine = grouped.one_hot(chosen, E).sum(-2)  # (B, T, E)
         load = mine.sum((0, 1))
         share = mine.sum(1) / (T * self.spec.n_experts_per_tok)  # of each row
         balance = E * (share * p.mean(1)).sum()

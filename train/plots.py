@@ -62,7 +62,7 @@ def _loads(rows: Rows, axes: Any) -> list[Any]:
         lines += axes.plot(steps, [max(load) for load in loads], colour,
                            label=f"layer {key.partition('.')[2]}")
         axes.plot(steps, [min(load) for load in loads], colour, linestyle=":")
-    axes.set_ylabel("load of the busiest and the idlest expert, 1 is equal")
+    axes.set_ylabel("busiest and idlest expert, 1 is equal")
     return lines
 
 
