@@ -89,8 +89,10 @@ def start(args: argparse.Namespace, backend: Backend, locks: ExitStack) -> Loop:
     run = RunDir.create(args.name, spec, settings, preset, tokenizer, described(corpus),
                         backend.versions(), fill)
     locks.enter_context(run.lock())
-    say(f"{run.path}: {spec.arch} {preset}, {spec.param_count():,} parameters, {backend.name} on "
-        f"{backend.device}; {len(corpus.train):,} tokens of {corpus.source}")
+    idle = spec.param_count() - spec.active_param_count()
+    active = f" ({spec.active_param_count():,} active)" if idle else ""
+    say(f"{run.path}: {spec.arch} {preset}, {spec.param_count():,} parameters{active}, "
+        f"{backend.name} on {backend.device}; {len(corpus.train):,} tokens of {corpus.source}")
     return Loop(run, spec, settings, corpus, backend, model, trainer, TrainState(), micro_batch)
 
 
