@@ -53,7 +53,7 @@ class Backend:
         return model
 
     def weights(self, model):
-        return {name: np.array(w) for name, w in tree_flatten(model.trainable_parameters())}
+        return {name: np.array(w) for name, w in tree_flatten(model.parameters())}
 
     def logits(self, model, tokens):
         return np.array(model(mx.array(tokens)))

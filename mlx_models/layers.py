@@ -168,3 +168,13 @@ def dropout_words(shape, p, key, batch_axis=0):
     row = mix(mix(place.reshape(rows)) + key) | 1
     column = mix(mx.arange(1, shape[-1] + 1, dtype=mx.int32)) | 1
     return row, column, round(p * 2**32) - 2**31
+
+
+def noise(like, key):
+    """Numbers of mean 0 and variance 1 in the shape (B, ...) and dtype of `like`, nearly normal:
+    sums of four uniform ones. Like dropout's mask a pure function of (key, place)."""
+    place = mx.arange(math.prod(like.shape[1:]), dtype=mx.int32)
+    key = key.reshape([-1] + [1] * (len(like.shape) - 1))
+    word = mix(mix(place.reshape(1, *like.shape[1:])) + key)
+    halves = [(w >> bits) & 0xFFFF for w in (word, mix(word)) for bits in (0, 16)]
+    return (sum(halves) - 2 * 0xFFFF).astype(like.dtype) * (3**0.5 / 2**16)

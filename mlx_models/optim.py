@@ -34,7 +34,7 @@ class Optimizer:
         self.muon = {p.name: p for p in spec.params() if muon and p.group == "hidden"}
         self.adam_scale = settings.adam_lr_scale if muon else 1.0
         self.momentum = {name: mx.zeros_like(params[name]) for name in self.muon}
-        self.adam_names = [p.name for p in spec.params() if p.name not in self.muon]
+        self.adam_names = [p.name for p in spec.params() if p.trained and p.name not in self.muon]
         self.adam = {p.name: mlx.optimizers.AdamW(
             0.0, [settings.beta1, settings.beta2], settings.eps,
             settings.weight_decay if p.decays else 0.0, bias_correction=True)

@@ -5,7 +5,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from mlx_models.layers import settle, total
-from mlx_models.loss import cross_entropy, right_guesses
+from mlx_models.loss import cross_entropy, right_guesses, training_pass
 from mlx_models.optim import Optimizer
 from specs.backend import Progress, fitting_state
 from specs.machine import give_back
@@ -19,34 +19,49 @@ def arrays(batch):
     return mx.array(batch.tokens), mx.array(batch.targets), key
 
 
+def summed(loads, more):
+    """The loads of the experts of each layer, and more of them."""
+    return [one + other for one, other in zip(loads, more, strict=True)] if loads else more
+
+
 class Trainer:
     """See specs.backend.Trainer."""
 
     def __init__(self, model, settings, compile):
         self.model, self.settings = model, settings
         self.params = dict(tree_flatten(model.trainable_parameters()))
+        self.kept = self.untrained()
         self.optimizer = Optimizer(model.spec, self.params, settings)
         self.scaled = model.dtype == mx.float16
         self.loss_scale = mx.array(2.0**16 if self.scaled else 1.0)
         self.good_steps = mx.array(0)
-        self.losses, self.grad_norms = [], []
+        self.losses, self.grad_norms, self.loads = [], [], []
         self.loss_and_grads = mx.value_and_grad(self.scaled_loss)
         if compile:
             self.loss_and_grads = mx.compile(self.loss_and_grads)
 
-    def scaled_loss(self, params, tokens, targets, key, count, loss_scale):
-        self.model.update(tree_unflatten(list(params.items())))
-        return cross_entropy(self.model(tokens, key=key), targets) / count * loss_scale
+    def untrained(self):
+        """What the model keeps with its weights and moves by itself."""
+        kept = dict(tree_flatten(self.model.parameters()))
+        return {name: array for name, array in kept.items() if name not in self.params}
+
+    def scaled_loss(self, params, kept, tokens, targets, key, count, loss_scale):
+        """(what is differentiated, mean cross-entropy, loads of the experts)."""
+        self.model.update(tree_unflatten([*params.items(), *kept.items()]))
+        logits, added, loads = training_pass(self.model, tokens, key)
+        nats = cross_entropy(logits, targets)
+        return (nats + added) / count * loss_scale, nats / count, loads
 
     def step(self, batches, lr):
         count = sum(batch.targets.size for batch in batches)
-        total, grads = 0, None
+        total, grads, loads = 0, None, []
         for batch in batches:
-            loss, more = self.loss_and_grads(self.params, *arrays(batch), count, self.loss_scale)
+            (_, loss, load), more = self.loss_and_grads(
+                self.params, self.kept, *arrays(batch), count, self.loss_scale)
             grads = more if grads is None else tree_map(mx.add, grads, more)
-            total = total + loss / self.loss_scale
+            total, loads = total + loss, summed(loads, load)
             del more
-            settle(grads)
+            settle([grads, loads])
             if self.model.recompute:
                 give_back()
         grads, norm = self.clip(grads)
@@ -54,10 +69,14 @@ class Trainer:
         self.optimizer.update(grads, lr, good)
         if self.scaled:
             self.adapt_scale(good)
-        self.model.update(tree_unflatten(list(self.params.items())))
+        self.model.update(tree_unflatten([*self.params.items(), *self.kept.items()]))
+        if loads and lr:
+            self.model.balance(loads, good)
+            self.kept = self.untrained()
+        self.loads = summed(self.loads, loads)
         self.losses.append(total)
         self.grad_norms.append(norm)
-        mx.async_eval(self.params, self.optimizer.state(), total, norm)
+        mx.async_eval(self.params, self.kept, self.optimizer.state(), self.loads, total, norm)
 
     def clip(self, grads):
         """Take the loss scale out of the gradients and bound their norm; the norm before."""
@@ -79,8 +98,10 @@ class Trainer:
 
     def read(self):
         progress = Progress([loss.item() for loss in self.losses],
-                            [norm.item() for norm in self.grad_norms], self.loss_scale.item())
-        self.losses, self.grad_norms = [], []
+                            [norm.item() for norm in self.grad_norms], self.loss_scale.item(),
+                            np.stack([np.array(load) for load in self.loads])
+                            if self.loads else None)
+        self.losses, self.grad_norms, self.loads = [], [], []
         return progress
 
     def evaluate(self, tokens, targets):

@@ -46,7 +46,7 @@ def train(spec: Spec, backend: Backend, dtype: Dtype, kind: Kind, start: Course 
     if course.state:
         trainer.load_state(course.state)
     for step in steps:
-        batch = random_case(spec, 3, 8, seed + step % 4, dropout=spec.dropout > 0).batch
+        batch = random_case(spec, 3, 8, seed + step % 4, dropout=spec.noisy).batch
         trainer.step([batch] if dtype == "float64" else split(batch),
                      RATES[kind] * min(1.0, (step + 1) / 5))
     losses = (*course.losses, *trainer.read().losses)

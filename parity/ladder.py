@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from parity import decoding_rungs, rungs, step_rung, training_rungs
+from parity.choices import hesitations
 from parity.locate import Divergence, locate
 from parity.locate_decoding import locate_decoding
 from parity.subject import Measure, Subject
@@ -30,12 +31,14 @@ RUNGS: Mapping[str, Rung] = {
 
 @dataclass(frozen=True)
 class Result:
-    """One rung climbed. `divergences` say where the panels part, if a rung failed for that."""
+    """One rung climbed. `divergences` say where the panels part, if a rung failed for that;
+    `hesitant` in which cases the referee hesitates between so many choices."""
 
     rung: str
     measures: tuple[Measure, ...]
     divergences: tuple[Divergence, ...]
     seconds: float
+    hesitant: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def failed(self) -> list[Measure]:
@@ -68,4 +71,6 @@ def result(subject: Subject, name: str, measuring: Iterable[Measure]) -> Result:
     failed = next((measure for measure in measures if measure.worst > 1), None)
     located = [] if failed is None else (locate(subject, failed.case, failed.guilty)
                                          or locate_decoding(subject, failed.case, failed.guilty))
-    return Result(name, measures, tuple(located), time.perf_counter() - began)
+    cases = {measure.case.name: measure.case for measure in measures}
+    hesitant = {case: n for case in cases if (n := hesitations(subject, cases[case]))}
+    return Result(name, measures, tuple(located), time.perf_counter() - began, hesitant)

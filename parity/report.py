@@ -49,6 +49,9 @@ class Report:
                            f"{result.seconds:6.1f}", soft_wrap=True)
         if not result.ok:
             self.failure(result)
+        for case, n in result.hesitant.items():
+            self.line(f"  {case}: a choice within roundoff: the referee, nudged, chooses {n} "
+                      "experts otherwise, and the budget holds that jump")
         return result
 
     def failure(self, result: Result) -> None:
@@ -103,6 +106,7 @@ def as_json(title: str, subject: Subject, results: list[Result]) -> dict[str, An
         "seed": subject.seed, "factor": FACTOR, "nudges": NUDGES,
         "rungs": [{
             "rung": result.rung, "ok": result.ok, "seconds": round(result.seconds, 3),
+            "hesitant": dict(result.hesitant),
             "divergences": [vars(divergence) | {"before": finite(divergence.before),
                                                 "after": finite(divergence.after)}
                             for divergence in result.divergences],

@@ -79,6 +79,7 @@ class Progress:
     losses: list[float] = field(default_factory=list)
     grad_norms: list[float] = field(default_factory=list)
     loss_scale: float = 1.0
+    load: np.ndarray | None = None  # (L, E) how often each expert of each layer was chosen
 
     @property
     def finite(self) -> list[bool]:
@@ -90,7 +91,8 @@ class Trainer(Protocol):
     """Owns a model's optimizer."""
 
     def step(self, batches: Sequence[Batch], lr: float) -> None:
-        """One update from the mean gradient over all rows of `batches`; waits for nothing."""
+        """One update from the mean gradient over all rows of `batches`; waits for nothing. At
+        rate 0 the model stays what it is."""
 
     def read(self) -> Progress:
         """Wait for the steps so far and tell of those since the last call."""
@@ -145,7 +147,7 @@ class Backend(Protocol):
         """
 
     def weights(self, model: Model) -> Arrays:
-        """All parameters by name."""
+        """All tensors of the parameter table by name."""
 
     def logits(self, model: Model, tokens: np.ndarray) -> np.ndarray:
         """(B, T) tokens → (B, T, V)."""

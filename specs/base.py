@@ -24,7 +24,7 @@ from specs.init import Init
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing from Python 3.11 on
 
-Group = Literal["hidden", "embed", "head", "vector"]
+Group = Literal["hidden", "embed", "head", "router", "vector", "state"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class Param:
     """One tensor of the parameter table.
 
     `group` decides who trains it: Muon takes the matrices of "hidden", AdamW everything else;
-    weight decay spares "vector" (norm weights, biases). `matrix` is (rows, columns) of the
+    weight decay spares "vector" (norm weights, biases). "state" is kept with the weights and
+    trained by none. `matrix` is (rows, columns) of the
     matrices that a hidden tensor is a stack of, when these are not its last two axes.
     """
 
@@ -45,6 +46,10 @@ class Param:
     @property
     def size(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def trained(self) -> bool:
+        return self.group != "state"
 
     @property
     def decays(self) -> bool:
@@ -91,6 +96,16 @@ class Spec:
     def arch(self) -> str:
         return type(self).__module__.rpartition(".")[2]
 
+    @property
+    def noisy(self) -> bool:
+        """Whether training draws random numbers, so that batches need keys."""
+        return self.dropout > 0
+
+    @property
+    def routed(self) -> bool:
+        """Whether tokens choose experts: training then balances their load and reports it."""
+        return False
+
     def decode_traffic(self, T: int, kind: str = "auto") -> int:
         """Bytes that decoding one token of one sequence after T tokens must move, in float32."""
         raise TypeError(f"{self.arch} does not count its decoding traffic")
@@ -131,6 +146,10 @@ class Spec:
 
     def param_count(self) -> int:
         return sum(param.size for param in self.params())
+
+    def active_param_count(self) -> int:
+        """Parameters that one token meets."""
+        return self.param_count()
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -34,8 +34,72 @@ GPT2 = {"norm": "layernorm", "pos": "learned", "mlp": "gelu_tanh", "bias": True,
 NANOGPT = {"norm": "layernorm", "pos": "learned", "mlp": "gelu"}
 
 
+class GroupedHeads(base.Spec):
+    """What softmax attention with grouped heads needs of a spec, here and in architectures that
+    share it; each declares the fields that it has."""
+
+    n_head: int
+    n_kv_head: int | None
+    head_dim: int | None
+    qk_norm: bool
+    rope_theta: float
+
+    @property
+    def bias(self) -> bool:
+        return False
+
+    def require_heads(self, rotary: bool) -> None:
+        """Raise `UserError` for heads that do not go together."""
+        self.require("n_head", self.n_head >= 1, "at least 1")
+        self.require("n_kv_head", self.n_kv_head is None or (
+            self.n_kv_head >= 1 and self.n_head % self.n_kv_head == 0),
+            f"null or a divisor of n_head = {self.n_head}")
+        if self.head_dim is None:
+            self.require("n_embd", self.n_embd % self.n_head == 0,
+                         f"a multiple of n_head = {self.n_head} unless head_dim is given")
+        self.require("head_dim", self.head_dim is None or self.head_dim >= 1, "null or at least 1")
+        if rotary and self.head_size % 2:
+            name = "n_embd" if self.head_dim is None else "head_dim"
+            self.require(name, False, "such that heads have an even size for pos = 'rope'")
+        self.require("rope_theta", self.rope_theta > 0, "positive")
+
+    @property
+    def kv_heads(self) -> int:
+        """Hkv: by default one for each query head."""
+        return self.n_kv_head or self.n_head
+
+    @property
+    def head_size(self) -> int:
+        """D: by default C/H."""
+        return self.head_dim or self.n_embd // self.n_head
+
+    @property
+    def out_std(self) -> float:
+        """Of the initial weights of each projection that joins the residual stream."""
+        return 0.02 / (2 * self.n_layer) ** 0.5
+
+    def attention(self, path: str) -> Iterator[Param]:
+        """The parameters of the module `path`."""
+        C, D, H, Hkv = self.n_embd, self.head_size, self.n_head, self.kv_heads
+        yield from self.linear(f"{path}.q_proj", H * D, C)
+        yield from self.linear(f"{path}.k_proj", Hkv * D, C)
+        yield from self.linear(f"{path}.v_proj", Hkv * D, C)
+        yield from self.linear(f"{path}.o_proj", C, H * D, self.out_std)
+        for name in ("q_norm", "k_norm") if self.qk_norm else ():
+            yield Param(f"{path}.{name}.weight", (D,), constant(1), "vector")
+
+    def linear(self, path: str, out: int, into: int, std: float = 0.02) -> Iterator[Param]:
+        yield Param(f"{path}.weight", (out, into), normal(std), "hidden")
+        if self.bias:
+            yield Param(f"{path}.bias", (out,), constant(0), "vector")
+
+    def rotary(self, start: int, T: int) -> np.ndarray:
+        """Angles at positions start … start+T−1, (T, D/2) in float64."""
+        return rotary_angles(self.head_size, self.rope_theta, start, T)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Spec(base.Spec):
+class Spec(GroupedHeads):
     """The default is Llama's form with tied embeddings. `None` means: decided from the rest."""
 
     n_head: int = 4
@@ -70,35 +134,14 @@ class Spec(base.Spec):
     }
 
     def validate(self) -> None:
-        self.require("n_head", self.n_head >= 1, "at least 1")
-        self.require("n_kv_head", self.n_kv_head is None or (
-            self.n_kv_head >= 1 and self.n_head % self.n_kv_head == 0),
-            f"null or a divisor of n_head = {self.n_head}")
-        if self.head_dim is None:
-            self.require("n_embd", self.n_embd % self.n_head == 0,
-                         f"a multiple of n_head = {self.n_head} unless head_dim is given")
-        self.require("head_dim", self.head_dim is None or self.head_dim >= 1, "null or at least 1")
-        if self.pos == "rope" and self.head_size % 2:
-            name = "n_embd" if self.head_dim is None else "head_dim"
-            self.require(name, False, "such that heads have an even size for pos = 'rope'")
+        self.require_heads(rotary=self.pos == "rope")
         self.require("d_ff", self.d_ff is None or self.d_ff >= 1, "null or at least 1")
         self.require("norm_eps", self.norm_eps > 0, "positive")
-        self.require("rope_theta", self.rope_theta > 0, "positive")
         self.require("window", self.window is None or self.window >= 2, "null or at least 2")
         self.require("sinks", self.sinks == 0 or (self.sinks > 0 and self.window is not None),
                      "0, or positive beside a window")
         self.require("logit_softcap", self.logit_softcap is None or self.logit_softcap > 0,
                      "null or positive")
-
-    @property
-    def kv_heads(self) -> int:
-        """Hkv: by default one for each query head."""
-        return self.n_kv_head or self.n_head
-
-    @property
-    def head_size(self) -> int:
-        """D: by default C/H."""
-        return self.head_dim or self.n_embd // self.n_head
 
     @property
     def mlp_width(self) -> int:
@@ -122,31 +165,19 @@ class Spec(base.Spec):
         return tuple(table)
 
     def _layer(self, path: str) -> Iterator[Param]:
-        C, D, F = self.n_embd, self.head_size, self.mlp_width
-        H, Hkv = self.n_head, self.kv_heads
-        out = 0.02 / (2 * self.n_layer) ** 0.5  # each of them joins the residual stream
+        C, F = self.n_embd, self.mlp_width
         yield from self._norm(f"{path}.mixer_norm")
-        yield from self._linear(f"{path}.mixer.q_proj", H * D, C)
-        yield from self._linear(f"{path}.mixer.k_proj", Hkv * D, C)
-        yield from self._linear(f"{path}.mixer.v_proj", Hkv * D, C)
-        yield from self._linear(f"{path}.mixer.o_proj", C, H * D, out)
-        for name in ("q_norm", "k_norm") if self.qk_norm else ():
-            yield Param(f"{path}.mixer.{name}.weight", (D,), constant(1), "vector")
+        yield from self.attention(f"{path}.mixer")
         yield from self._norm(f"{path}.mlp_norm")
         if self.mlp == "swiglu":
-            yield from self._linear(f"{path}.mlp.gate_proj", F, C)
-        yield from self._linear(f"{path}.mlp.up_proj", F, C)
-        yield from self._linear(f"{path}.mlp.down_proj", C, F, out)
+            yield from self.linear(f"{path}.mlp.gate_proj", F, C)
+        yield from self.linear(f"{path}.mlp.up_proj", F, C)
+        yield from self.linear(f"{path}.mlp.down_proj", C, F, self.out_std)
 
     def _norm(self, path: str) -> Iterator[Param]:
         yield Param(f"{path}.weight", (self.n_embd,), constant(1), "vector")
         if self.norm == "layernorm":
             yield Param(f"{path}.bias", (self.n_embd,), constant(0), "vector")
-
-    def _linear(self, path: str, out: int, into: int, std: float = 0.02) -> Iterator[Param]:
-        yield Param(f"{path}.weight", (out, into), normal(std), "hidden")
-        if self.bias:
-            yield Param(f"{path}.bias", (out,), constant(0), "vector")
 
     def flops_per_token(self, T: int) -> float:
         """The products with all matrices, and those with the keys and values that are visible."""
@@ -166,7 +197,3 @@ class Spec(base.Spec):
         head = self.n_embd * self.vocab_size
         layers = sum(param.size for param in self.params() if param.group in ("hidden", "vector"))
         return 4 * (layers + head) + self.decode_state_bytes(T, kind)
-
-    def rotary(self, start: int, T: int) -> np.ndarray:
-        """Angles at positions start … start+T−1, (T, D/2) in float64."""
-        return rotary_angles(self.head_size, self.rope_theta, start, T)

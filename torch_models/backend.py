@@ -52,7 +52,7 @@ class Backend:
         return model
 
     def weights(self, model):
-        return {name: _numpy(w) for name, w in model.named_parameters()}
+        return {name: _numpy(w) for name, w in model.state_dict().items()}
 
     def logits(self, model, tokens):
         with torch.no_grad():

@@ -11,6 +11,15 @@ def cross_entropy(logits, targets):
     return F.cross_entropy(upcast(logits).flatten(0, 1), targets.flatten(), reduction="sum")
 
 
+def training_pass(model, tokens, key):
+    """(logits, what training adds to the summed cross-entropy, [load of each layer's experts])."""
+    if not model.spec.routed:
+        return model(tokens, key=key), 0.0, []
+    routed = []
+    logits = model(tokens, key=key, routed=routed)
+    return logits, sum(penalty for penalty, _ in routed), [load for _, load in routed]
+
+
 def right_guesses(logits, targets):
     """How often the largest logit (the first of equals) is the target's."""
     return torch.sum(logits.argmax(-1) == targets)

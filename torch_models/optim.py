@@ -33,7 +33,7 @@ class Optimizer:
         self.muon = {p.name: p for p in spec.params() if muon and p.group == "hidden"}
         self.adam_scale = settings.adam_lr_scale if muon else 1.0
         self.momentum = {name: torch.zeros_like(params[name]) for name in self.muon}
-        self.adam_names = [p.name for p in spec.params() if p.name not in self.muon]
+        self.adam_names = [p.name for p in spec.params() if p.trained and p.name not in self.muon]
         self.decays = {p.name: p.decays for p in spec.params()}
         self.start_adam(0)
 

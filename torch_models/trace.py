@@ -80,7 +80,9 @@ def _is_float(x):
 
 
 def _numpy(x):
-    return x.numpy(force=True).copy() if isinstance(x, torch.Tensor) else x
+    if not isinstance(x, torch.Tensor):
+        return x
+    return (x.float() if x.dtype == torch.bfloat16 else x).numpy(force=True).copy()
 
 
 def _tensor(x, dtype, device):

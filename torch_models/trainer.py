@@ -7,7 +7,7 @@ import torch
 
 from specs.backend import Progress, fitting_state
 from specs.machine import give_back
-from torch_models.loss import cross_entropy, right_guesses
+from torch_models.loss import cross_entropy, right_guesses, training_pass
 from torch_models.optim import Optimizer
 
 PIECE = 2**20  # elements squared at once
@@ -19,6 +19,11 @@ def tensors(batch, device):
     key = None if batch.keys is None else torch.tensor(batch.keys, device=device)
     return (torch.tensor(batch.tokens, device=device),
             torch.tensor(batch.targets, device=device, dtype=torch.long), key)
+
+
+def summed(loads, more):
+    """The loads of the experts of each layer, and more of them."""
+    return [one + other for one, other in zip(loads, more, strict=True)] if loads else more
 
 
 def can_compile():
@@ -43,21 +48,23 @@ class Trainer:
         self.scaled = model.dtype == torch.float16
         self.loss_scale = torch.tensor(2.0**16 if self.scaled else 1.0, device=device)
         self.good_steps = torch.tensor(0, device=device)
-        self.losses, self.grad_norms = [], []
+        self.losses, self.grad_norms, self.loads = [], [], []
         if compile and can_compile():
             for layer in model.layers:
                 layer.compile()
 
     def step(self, batches, lr):
         count = sum(batch.targets.size for batch in batches)
-        total = 0
+        total, loads = 0, []
         for batch in batches:
             tokens, targets, key = tensors(batch, self.device)
-            loss = cross_entropy(self.model(tokens, key=key), targets) / count
+            logits, added, load = training_pass(self.model, tokens, key)
+            nats = cross_entropy(logits, targets)
             if self.model.recompute:
                 give_back()
-            (loss * self.loss_scale).backward()
-            total = total + loss.detach()
+            ((nats + added) / count * self.loss_scale).backward()
+            total = total + nats.detach() / count
+            loads = summed(loads, load)
         grads = {name: p.grad for name, p in self.params.items()}
         norm = self.clip(grads)
         good = torch.isfinite(total) & torch.isfinite(norm)
@@ -66,6 +73,9 @@ class Trainer:
             self.adapt_scale(good)
         for p in self.params.values():
             p.grad = None
+        if loads and lr:
+            self.model.balance(loads, good)
+        self.loads = summed(self.loads, loads)
         self.losses.append(total)
         self.grad_norms.append(norm)
 
@@ -87,8 +97,10 @@ class Trainer:
 
     def read(self):
         progress = Progress([loss.item() for loss in self.losses],
-                            [norm.item() for norm in self.grad_norms], self.loss_scale.item())
-        self.losses, self.grad_norms = [], []
+                            [norm.item() for norm in self.grad_norms], self.loss_scale.item(),
+                            np.stack([load.numpy(force=True) for load in self.loads])
+                            if self.loads else None)
+        self.losses, self.grad_norms, self.loads = [], [], []
         return progress
 
     @torch.no_grad()

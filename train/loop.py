@@ -50,6 +50,7 @@ class Loop:
         self.interrupted = False
         self.losses: list[float] = []
         self.grad_norms: list[float] = []
+        self.load: np.ndarray | None = None
         self.loss_scale, self.rate = 1.0, 0.0
         self.best = checkpoint.best_loss(self.run.path)
         self.peak_rate = self.backend.matmul_rate(self.settings.dtype)  # type: ignore[arg-type]
@@ -103,7 +104,7 @@ class Loop:
         def make(step: int) -> list[Batch]:
             T = self.settings.block_size(step, self.spec.block_size)
             rows = batch(self.corpus, self.settings.seed, step, self.settings.batch_size, T,
-                         dropout=self.spec.dropout > 0)
+                         dropout=self.spec.noisy)
             return split(rows, self.micro_batch)
 
         first = self.state.step
@@ -120,6 +121,8 @@ class Loop:
         self.losses += [loss for loss, ok in zip(progress.losses, good, strict=True) if ok]
         self.grad_norms += [norm for norm, ok in zip(progress.grad_norms, good, strict=True) if ok]
         self.loss_scale = progress.loss_scale
+        if progress.load is not None:
+            self.load = progress.load + (0 if self.load is None else self.load)
         return good
 
     def log(self, display: Display) -> None:
@@ -143,6 +146,7 @@ class Loop:
         }
         if self.settings.dtype == "float16":
             row["loss_scale"] = self.loss_scale
+        row |= self.shares()
         metrics.append(self.run.metrics, row)
         self.show(display, row)
         if not all(good):
@@ -159,6 +163,14 @@ class Loop:
                 self.settings.steps, self.spec.block_size) - self.state.tokens
             eta = left / max(row["tokens_per_s"], 1e-9)
         display.show(done, place, row, eta)
+
+    def shares(self) -> dict[str, list[float]]:
+        """How often each expert of a layer was chosen since the last call, as a multiple of an
+        equal share: 1 for all where the load is balanced."""
+        load, self.load = self.load, None
+        return {} if load is None else {
+            f"load.{i}": (counts / counts.mean()).round(4).tolist()
+            for i, counts in enumerate(load)}
 
     @staticmethod
     def per_byte(loss: float, bytes_per_token: float, prefix: str = "") -> dict[str, float]:

@@ -18,7 +18,7 @@ _PICTURES: dict[str, tuple[tuple[str, str], ...]] = {
 }
 
 
-def series(rows: Rows, key: str) -> tuple[list[int], list[float]]:
+def series(rows: Rows, key: str) -> tuple[list[int], list[Any]]:
     """(steps, values) of the rows that have `key`."""
     points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
     return [step for step, _ in points], [value for _, value in points]
@@ -35,9 +35,9 @@ def draw(run: Path) -> list[Path]:
     folder = run / "plots"
     folder.mkdir(exist_ok=True)
     drawn = []
-    for name, curves in _PICTURES.items():
+    for name, curves in {**_PICTURES, "experts": ()}.items():
         figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-        lines = []
+        lines = _loads(rows, axes) if name == "experts" else []
         for number, (key, label) in enumerate(curves):
             steps, values = series(rows, key)
             if not steps:
@@ -47,17 +47,37 @@ def draw(run: Path) -> list[Path]:
             lines += axis.plot(steps, values, f"C{number}", label=label,
                                marker="o" if key.startswith("val") else None, markersize=3)
             axis.set_ylabel("nats per token" if name == "loss" else label)
-        if lines:
-            axes.set_xlabel("step")
-            axes.legend(handles=lines)
-            axes.set_title(run.name)
-            axes.grid(alpha=0.3)
-            drawn.append(folder / f"{name}.png")
-            picture = io.BytesIO()
-            figure.savefig(picture, dpi=120)
-            write_bytes(drawn[-1], picture.getvalue())
+        drawn += _save(figure, axes, lines, folder / f"{name}.png")
         plt.close(figure)
     return drawn
+
+
+def _loads(rows: Rows, axes: Any) -> list[Any]:
+    """The busiest (full) and the idlest (dotted) expert of each layer."""
+    lines: list[Any] = []
+    for key in sorted({key for row in rows for key in row if key.startswith("load.")},
+                      key=lambda key: int(key.partition(".")[2])):
+        steps, loads = series(rows, key)
+        colour = f"C{len(lines)}"
+        lines += axes.plot(steps, [max(load) for load in loads], colour,
+                           label=f"layer {key.partition('.')[2]}")
+        axes.plot(steps, [min(load) for load in loads], colour, linestyle=":")
+    axes.set_ylabel("busiest and idlest expert, 1 is equal")
+    return lines
+
+
+def _save(figure: Any, axes: Any, lines: list[Any], file: Path) -> list[Path]:
+    """Write the picture, unless there is nothing on it."""
+    if not lines:
+        return []
+    axes.set_xlabel("step")
+    axes.legend(handles=lines)
+    axes.set_title(file.parents[1].name)
+    axes.grid(alpha=0.3)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=120)
+    write_bytes(file, picture.getvalue())
+    return [file]
 
 
 def on_terminal(rows: Rows, keys: tuple[str, ...] = ("loss", "val_loss")) -> None:

@@ -87,8 +87,10 @@ def start(args: argparse.Namespace, backend: Backend, locks: ExitStack) -> Loop:
     run = RunDir.create(args.name, spec, settings, preset, tokenizer, described(corpus),
                         backend.versions(), fill)
     locks.enter_context(run.lock())
-    say(f"{run.path}: {spec.arch} {preset}, {spec.param_count():,} parameters, {backend.name} on "
-        f"{backend.device}; {len(corpus.train):,} tokens of {corpus.source}")
+    idle = spec.param_count() - spec.active_param_count()
+    active = f" ({spec.active_param_count():,} active)" if idle else ""
+    say(f"{run.path}: {spec.arch} {preset}, {spec.param_count():,} parameters{active}, "
+        f"{backend.name} on {backend.device}; {len(corpus.train):,} tokens of {corpus.source}")
     return Loop(run, spec, settings, corpus, backend, model, trainer, TrainState(), micro_batch)
 
 
@@ -139,7 +141,7 @@ def choose_micro_batch(spec: Spec, settings: Settings, corpus: Corpus, backend: 
         return settings.micro_batch or settings.batch_size
     rows = micro_batch_for(
         settings.memory, backend, trainer,
-        lambda rows: batch(corpus, settings.seed, 0, rows, spec.block_size, spec.dropout > 0),
+        lambda rows: batch(corpus, settings.seed, 0, rows, spec.block_size, spec.noisy),
         settings.batch_size)
     say(f"micro-batches of {rows} rows keep below {settings.memory / 2**30:g} GB")
     return rows

@@ -51,10 +51,26 @@ GPT_FORMS: dict[str, dict[str, Any]] = {
 }
 
 
+MOE_FORMS: dict[str, dict[str, Any]] = {
+    "mixtral": {"tie_embeddings": False, "n_experts": 8},
+    "qwen3": {"qk_norm": True, "head_dim": 6, "n_experts": 12, "n_experts_per_tok": 4},
+    "shared": {"n_shared_experts": 2, "balance": "bias", "router_noise": 0.1},
+    "gelu": {"expert_mlp": "gelu", "embed_scale": True, "norm_topk_prob": False, "d_ff": 7},
+    "silu": {"expert_mlp": "silu", "n_experts_per_tok": 1, "aux_loss_coef": 1.0,
+             "z_loss_coef": 1.0, "balance": "bias"},
+}
+
+
 @pytest.mark.parametrize("form", GPT_FORMS)
 def test_every_form_of_gpt_climbs(form: str, panels: dict[str, Backend]) -> None:
     subject = small_subject(panels, "gpt", **GPT_FORMS[form])
     assert not [(found.rung, found.worst()) for found in climb(subject, QUICK) if not found.ok]
+
+
+@pytest.mark.parametrize("form", MOE_FORMS)
+def test_every_form_of_moe_climbs(form: str, panels: dict[str, Backend]) -> None:
+    subject = small_subject(panels, "moe", **MOE_FORMS[form])
+    assert not [(found.rung, found.worst()) for found in climb(subject, RUNGS) if not found.ok]
 
 
 def test_a_cache_that_dropped_rows_is_right(panels: dict[str, Backend]) -> None:

@@ -85,6 +85,23 @@ def test_a_bad_field_of_gpt_is_named(fields: dict, message: str) -> None:
         spec_type("gpt").from_dict(fields)
 
 
+@pytest.mark.parametrize("fields, message", [
+    ({"n_experts": 0}, "n_experts = 0 must be at least 1"),
+    ({"n_experts_per_tok": 9}, "n_experts_per_tok = 9 must be between 1 and n_experts = 8"),
+    ({"n_experts_per_tok": 0}, "n_experts_per_tok = 0 must be between 1 and n_experts = 8"),
+    ({"expert_mlp": "relu"}, "expert_mlp = 'relu' must be one of swiglu, gelu, silu"),
+    ({"n_shared_experts": -1}, "n_shared_experts = -1 must be 0 or more"),
+    ({"balance": "luck"}, "balance = 'luck' must be one of loss, bias"),
+    ({"aux_loss_coef": -0.1}, "aux_loss_coef = -0.1 must be null, or 0 or more"),
+    ({"router_noise": -1}, "router_noise = -1.0 must be 0 or more"),
+    ({"n_kv_head": 3}, "n_kv_head = 3 must be null or a divisor of n_head = 4"),
+    ({"head_dim": 7}, "head_dim = 7 must be such that heads have an even size"),
+], ids=lambda value: "-".join(map(str, *value.items())) if isinstance(value, dict) else "")
+def test_a_bad_field_of_moe_is_named(fields: dict, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        spec_type("moe").from_dict(fields)
+
+
 def test_a_spec_cannot_change() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         spec_type("bdh")().n_layer = 3  # type: ignore[misc]
@@ -135,3 +152,33 @@ def test_gpt_counts_its_decoding_traffic(fields: dict) -> None:
     state = spec.decode_state_bytes(30)
     assert spec.decode_traffic(30) == 4 * spec.param_count() - unread + state
     assert state == 4 * 2 * 2 * 2 * 8 * (6 if spec.window else 30)
+
+
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 9), st.integers(1, 30),
+       st.integers(1, 5), st.integers(0, 3), st.integers(0, 2), st.booleans(),
+       st.sampled_from(["swiglu", "gelu", "silu"]))
+def test_moe_counts_its_flops(kv: int, group: int, half: int, T: int, k: int, idle: int,
+                              shared: int, tied: bool, mlp: str) -> None:
+    """Against a plain count of every product of a forward pass, one by one."""
+    H, D, C, F, E = kv * group, 2 * half, 24, 17, k + idle
+    spec = spec_type("moe")(
+        n_embd=C, n_head=H, n_kv_head=kv, head_dim=D, d_ff=F, n_layer=2, vocab_size=11,
+        n_experts=E, n_experts_per_tok=k, expert_mlp=mlp, n_shared_experts=shared,
+        tie_embeddings=tied, qk_norm=tied, balance="bias" if tied else "loss")
+    layer = 0.0
+    for t in range(T):
+        layer += 2 * C * D * (H + kv + kv) + 2 * H * D * C  # q, k, v, o
+        layer += 2 * C * E + k * 2 * C * F * (3 if mlp == "swiglu" else 2)
+        layer += shared * 2 * C * F * 3
+        layer += (t + 1) * H * (2 * D + 2 * D)  # scores, weighted sum
+    total = 2 * layer + T * 2 * C * 11
+    assert spec.flops_per_token(T) * T == pytest.approx(total)
+
+
+def test_moe_counts_its_decoding_traffic() -> None:
+    """The experts that are not chosen are not read."""
+    spec = spec_type("moe").preset("tiny", tie_embeddings=False)
+    unread = 2 * 2 * 3 * 24 * 32 + spec.vocab_size * spec.n_embd
+    state = spec.decode_state_bytes(30)
+    assert spec.decode_traffic(30) == 4 * (spec.param_count() - unread) + state
+    assert state == 4 * 2 * 2 * 2 * 8 * 30
