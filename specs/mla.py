@@ -76,11 +76,13 @@ class Spec(base.Spec):
     }
 
     def validate(self) -> None:
-        for name in ("n_head", "kv_lora_rank", "v_head_dim"):
+        for name in ("n_head", "v_head_dim"):
             self.require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("q_lora_rank", "d_ff"):
-            value = getattr(self, name)
-            self.require(name, value is None or value >= 1, "null or at least 1")
+        # A latent is normed, and of one number that would leave its sign alone
+        self.require("kv_lora_rank", self.kv_lora_rank >= 2, "at least 2")
+        self.require("q_lora_rank", self.q_lora_rank is None or self.q_lora_rank >= 2,
+                     "null or at least 2")
+        self.require("d_ff", self.d_ff is None or self.d_ff >= 1, "null or at least 1")
         self.require("qk_nope_head_dim", self.qk_nope_head_dim >= 0, "at least 0")
         self.require("qk_rope_head_dim", self.qk_rope_head_dim >= 2
                      and self.qk_rope_head_dim % 2 == 0, "even and at least 2")

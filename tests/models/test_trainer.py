@@ -13,6 +13,7 @@ from specs.errors import UserError
 SPECS = {
     "bdh": spec_type("bdh").preset("tiny", dropout=0.1, share_layers=False, score_scale="sqrt"),
     "gpt": spec_type("gpt").preset("tiny", dropout=0.1, tie_embeddings=False),
+    "mla": spec_type("mla").preset("tiny", dropout=0.1, tie_embeddings=False),
 }
 OPTIMIZERS = ["adamw", "muon"]
 

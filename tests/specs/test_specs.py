@@ -87,8 +87,8 @@ def test_a_bad_field_of_gpt_is_named(fields: dict, message: str) -> None:
 
 @pytest.mark.parametrize("fields, message", [
     ({"n_head": 0}, "n_head = 0 must be at least 1"),
-    ({"q_lora_rank": 0}, "q_lora_rank = 0 must be null or at least 1"),
-    ({"kv_lora_rank": 0}, "kv_lora_rank = 0 must be at least 1"),
+    ({"q_lora_rank": 1}, "q_lora_rank = 1 must be null or at least 2"),
+    ({"kv_lora_rank": 1}, "kv_lora_rank = 1 must be at least 2"),
     ({"qk_nope_head_dim": -1}, "qk_nope_head_dim = -1 must be at least 0"),
     ({"qk_rope_head_dim": 5}, "qk_rope_head_dim = 5 must be even and at least 2"),
     ({"qk_rope_head_dim": 0}, "qk_rope_head_dim = 0 must be even and at least 2"),
@@ -138,7 +138,7 @@ def test_gpt_counts_its_flops(kv: int, group: int, half: int, T: int, window: in
     assert spec.flops_per_token(T) * T == pytest.approx(total)
 
 
-@given(st.integers(1, 3), st.none() | st.integers(1, 9), st.integers(1, 9), st.integers(0, 5),
+@given(st.integers(1, 3), st.none() | st.integers(2, 9), st.integers(2, 9), st.integers(0, 5),
        st.integers(1, 4), st.integers(1, 7), st.integers(1, 30))
 def test_mla_counts_its_flops(H: int, rq: int | None, rkv: int, nope: int, half: int, v: int,
                               T: int) -> None:
