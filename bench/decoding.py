@@ -1,6 +1,7 @@
 """What a token costs behind a long text: from a cache, from a state, or read anew.
 
 python bench/decoding.py --arch bdh --preset 25m --contexts 64 512 4096 16384
+python bench/decoding.py --arch gpt --preset medium --set n_layer=3 --set n_kv_head=2
 
 Each backend runs in a process of its own, in turn. For every kind of decoding state that the
 architecture has: milliseconds a token (median) and the share of what the memory bandwidth, measured
@@ -24,6 +25,7 @@ from rich.table import Table
 from bench.again import RESULTS, again
 from specs import Spec, UserError, init_weights, main_exit, spec_type
 from specs.backend import available_backends, load_backend
+from specs.base import parse_field
 from specs.machine import chip
 from train.files import write_json
 
@@ -35,6 +37,8 @@ def main() -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", default="bdh")
     parser.add_argument("--preset", default="25m")
+    parser.add_argument("--set", metavar="FIELD=VALUE", action="append", default=[],
+                        help="any field of the spec; may be repeated")
     parser.add_argument("--contexts", type=int, nargs="+", default=[64, 512, 4096], metavar="T")
     parser.add_argument("--backend", nargs="+", default=available_backends(), metavar="NAME")
     parser.add_argument("--tokens", type=int, default=40, help="timed at each context (40)")
@@ -43,7 +47,8 @@ def main() -> None:
     args = parser.parse_args()
     if min(*args.contexts, args.tokens) < 1:
         raise UserError("--contexts and --tokens must be at least 1")
-    spec = spec_type(args.arch).preset(args.preset)
+    fields = dict(parse_field(text) for text in args.set)
+    spec = spec_type(args.arch).preset(args.preset, **fields)
     if args.run:
         json.dump(measure(spec, args), sys.stdout)
         return
@@ -54,7 +59,7 @@ def main() -> None:
     show(spec, args, found, bandwidth)
     RESULTS.mkdir(parents=True, exist_ok=True)
     write_json(RESULTS / "decoding.json", {
-        "chip": chip(), "arch": args.arch, "preset": args.preset, "bandwidth": bandwidth,
+        "chip": chip(), "arch": args.arch, "spec": spec.to_dict(), "bandwidth": bandwidth,
         "backends": found})
     draw(spec, args, found)
     print(RESULTS / "decoding.json", RESULTS / "decoding.png", sep=", ")
@@ -125,7 +130,7 @@ def draw(spec: Spec, args: argparse.Namespace, found: Figures) -> None:
                         label=f"{kind}, {name}")
     axes.set_xlabel("tokens of context")
     axes.set_ylabel("milliseconds for one more")
-    axes.set_title(f"{args.arch} {args.preset}, {chip()}")
+    axes.set_title(f"{args.arch} {' '.join([args.preset, *args.set])}, {chip()}")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(RESULTS / "decoding.png", dpi=130)

@@ -69,7 +69,8 @@ def main() -> None:
     for _ in range(args.rounds):
         for name in args.who:
             rows.append({"who": name, **again(name)})
-            print("{who}: {train:.0f} tokens/s in training, {decode:.0f} decoded".format(**rows[-1]))
+            print(f"{name}: {rows[-1]['train']:.0f} tokens/s in training, "
+                  f"{rows[-1]['decode']:.0f} decoded")
     show(args, spec, rows)
     RESULTS.mkdir(parents=True, exist_ok=True)
     write_json(RESULTS / f"neighbours-{args.arch}.json",
@@ -141,7 +142,7 @@ def show(args: argparse.Namespace, spec: Spec, rows: list[dict[str, Any]]) -> No
             found.setdefault(row["who"], {}).setdefault(name, []).append(row[name])
     table = Table("", "training", "of the bound", "times", "peak", "decoding", "of the bound",
                   "times", box=None, title=f"{args.arch}, {spec.param_count():,} parameters, "
-                  f"{args.batch} x {args.seq} tokens; tokens/s, median (lowest … highest); {chip()}")
+                  f"{args.batch} x {args.seq} tokens; medians (lowest … highest); {chip()}")
     for column in table.columns[1:]:
         column.justify = "right"
     for name, each in found.items():

@@ -11,7 +11,7 @@ import mlx.nn as nn
 from mlx_models.bdh_fast import in_tiles
 from mlx_models.cache import Rows
 from mlx_models.for_mlx_lm.caches import PromptCache
-from mlx_models.layers import dropout, fold, recompute, upcast
+from mlx_models.layers import PairRotary, dropout, fold, recompute, upcast
 
 CHUNK = 256  # tokens; a longer chunk costs more scores, a shorter one more reads of the state
 
@@ -39,15 +39,6 @@ class Neurons(nn.Module):
         H, C, N = weight.shape
         B, T = x.shape[-3:-1]
         return nn.relu(x.reshape(-1, B * T, C) @ weight).reshape(H, B, T, N)
-
-
-class Rotary(nn.Module):
-    """RoPE on adjacent pairs of s (H, B, T, N), with cos and sin (T, N/2)."""
-
-    def __call__(self, s, cos, sin):
-        even, odd = s[..., 0::2], s[..., 1::2]
-        pairs = (even * cos - odd * sin, odd * cos + even * sin)
-        return mx.stack(pairs, axis=-1).reshape(s.shape)
 
 
 class Attention(nn.Module):
@@ -160,7 +151,7 @@ class Block(nn.Module):
         super().__init__()
         self.dropout = spec.dropout
         self.encode = Neurons()
-        self.rotary = Rotary()
+        self.rotary = PairRotary()
         self.attn = Attention(spec)
         self.attn_norm = LayerNorm(spec.norm_eps)
         self.mlp_norm = LayerNorm(spec.norm_eps)

@@ -90,14 +90,14 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One layer: x (B, T, C) → (B, T, C)."""
 
-    def __init__(self, spec, dtype):
+    def __init__(self, spec, dtype, mixer, mlp):
         super().__init__()
         norm = NORMS[spec.norm]
         self.dropout, self.dtype = spec.dropout, dtype
         self.mixer_norm = norm(spec.n_embd, spec.norm_eps)
-        self.mixer = Attention(spec)
+        self.mixer = mixer
         self.mlp_norm = norm(spec.n_embd, spec.norm_eps)
-        self.mlp = MLP(spec)
+        self.mlp = mlp
 
     def __call__(self, x, cos, sin, mask, key=None, cache=None):
         h = self.mixer(self.mixer_norm(x).astype(self.dtype), cos, sin, mask, cache)
@@ -116,11 +116,14 @@ class Model(nn.Module):
         self.embed = Embedding(V, C)
         if spec.pos == "learned":
             self.pos_embed = Embedding(spec.block_size, C)
-        self.layers = [Block(spec, dtype) for _ in range(spec.n_layer)]
+        self.layers = [self.block() for _ in range(spec.n_layer)]
         self.norm = NORMS[spec.norm](C, spec.norm_eps)
         if not spec.tie_embeddings:
             self.lm_head = Linear(C, V, bias=False)
         self._rotary = RotaryTable(spec.rotary)
+
+    def block(self):
+        return Block(self.spec, self.dtype, Attention(self.spec), MLP(self.spec))
 
     def __call__(self, tokens, cache=None, key=None):
         return self.head(self.hidden(tokens, cache, key))

@@ -112,6 +112,15 @@ class Rotary(nn.Module):
         return mx.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1)
 
 
+class PairRotary(nn.Module):
+    """RoPE on adjacent pairs of x (B, H, T, D), with cos and sin (T, D/2) in at least float32."""
+
+    def __call__(self, x, cos, sin):
+        even, odd = x[..., 0::2], x[..., 1::2]
+        pairs = (even * cos - odd * sin, odd * cos + even * sin)
+        return mx.stack(pairs, axis=-1).reshape(x.shape)
+
+
 class RotaryTable:
     """cos and sin of `angles(start, T)`, (T, D/2), kept for all positions seen so far."""
 
@@ -127,7 +136,8 @@ class RotaryTable:
 
 
 def attention(q, k, v, mask):
-    """softmax(q kᵀ/√D) v for q (B, H, T, D), k and v (B, Hkv, S, D); softmax in float32.
+    """softmax(q kᵀ/√D) v for q (B, H, T, D), k (B, Hkv, S, D) and v (B, Hkv, S, Dv); softmax in
+    float32.
 
     mask: None (everything is seen), "causal" (with S = T), or (T, S) bool.
     """

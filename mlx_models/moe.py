@@ -12,6 +12,7 @@ import mlx.nn as nn
 
 from mlx_models import grouped
 from mlx_models.cache import KeyValueCache
+from mlx_models.for_mlx_lm.caches import adapted
 from mlx_models.gpt import ACTIVATIONS, MLP, Attention
 from mlx_models.layers import (
     Embedding,
@@ -159,6 +160,7 @@ class Model(nn.Module):
 
     def hidden(self, tokens, cache=None, key=None, routed=None):
         """What the head reads, (B, T, C)."""
+        cache = adapted(cache, self.spec)
         first = cache[0] if cache else self.make_cache()[0]
         start, T, mask = first.offset, tokens.shape[1], first.make_mask(tokens)
         x = self.embed(tokens)

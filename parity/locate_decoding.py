@@ -34,30 +34,41 @@ def in_pieces(kind: str) -> Callable[[Trial], Figures]:
     token by token, but for the first two and the last three, which are read at once."""
     def read(trial: Trial) -> Figures:
         tokens = trial.batch.tokens
-        if trial.is_referee:
-            return {**figures([trial.backend.trace(trial.model, trial.batch)]),
-                    "logits": trial.backend.logits(trial.model, tokens)}
         T = tokens.shape[1]
         pieces = np.split(tokens, sorted({min(2, T), *range(2, T - 2), max(T - 3, 0)}), axis=1)
         decoder, other = (trial.backend.decoder(trial.model, len(tokens), T, kind)
                           for _ in range(2))
         pieces = [piece for piece in pieces if piece.size]
-        return {**figures([decoder.trace(piece) for piece in pieces]),
+        found = figures([decoder.trace(piece) for piece in pieces],
+                        [piece.shape[1] for piece in pieces])
+        if trial.is_referee:
+            whole = figures([trial.backend.trace(trial.model, trial.batch)], [T])
+            return {**{name: value for name, value in whole.items() if name in found},
+                    "logits": trial.backend.logits(trial.model, tokens)}
+        return {**found,
                 "logits": np.concatenate([other.prefill(piece) for piece in pieces], axis=1)}
 
     return read
 
 
-def figures(pieces: list[list[Call]]) -> Figures:
+def figures(pieces: list[list[Call]], lengths: list[int]) -> Figures:
     """The floats of each module, those of all pieces joined where they go with the tokens: along
-    axis −2 in every architecture."""
+    axis −2 in every architecture. Left out is what not every piece calls, and what goes with the
+    tokens that are held: a few tokens behind many may take another way than all at once."""
     joined: Arrays = {}
-    for calls in zip(*pieces, strict=True):
-        path, places = calls[0].path, range(len(calls[0].inputs))
+    by_path = [{call.path: call for call in calls} for calls in pieces]
+    for path in by_path[0]:
+        calls = [piece[path] for piece in by_path if path in piece]
+        if len(calls) < len(pieces):
+            continue
         for name, parts in [*((f"{path} input {i}", [call.inputs[i] for call in calls])
-                              for i in places), (f"{path} output", [c.output for c in calls])]:
+                              for i in range(len(calls[0].inputs))),
+                            (f"{path} output", [call.output for call in calls])]:
             if not isinstance(parts[0], np.ndarray) or parts[0].dtype.kind != "f":
                 continue
-            lengths = {part.shape[-2] for part in parts}
-            joined[name] = np.concatenate(parts, -2) if len(lengths) > 1 else parts[0]
+            rows = [part.shape[-2] for part in parts]
+            if rows == lengths:
+                joined[name] = np.concatenate(parts, -2)
+            elif len(set(rows)) == 1:
+                joined[name] = parts[0]
     return joined

@@ -12,14 +12,14 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from specs.errors import UserError
-from specs.init import Init
+from specs.init import Init, constant, normal
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing from Python 3.11 on
@@ -172,6 +172,21 @@ class Spec:
             raise UserError(f"{cls.__module__.rpartition('.')[2]} has no preset {name!r}"
                             + did_you_mean(name, list(cls.presets)))
         return cls.from_dict({**cls.presets[name], **fields})
+
+
+def linear(path: str, out: int, into: int, std: float = 0.02,
+           bias: bool = False) -> Iterator[Param]:
+    """Rows of the table for x Wᵀ (+ b), W (out, into) drawn from N(0, std²)."""
+    yield Param(f"{path}.weight", (out, into), normal(std), "hidden")
+    if bias:
+        yield Param(f"{path}.bias", (out,), constant(0), "vector")
+
+
+def norm(path: str, dims: int, bias: bool = False) -> Iterator[Param]:
+    """Rows of the table for a norm of `dims` entries."""
+    yield Param(f"{path}.weight", (dims,), constant(1), "vector")
+    if bias:
+        yield Param(f"{path}.bias", (dims,), constant(0), "vector")
 
 
 def rotary_angles(dim: int, theta: float, start: int, T: int) -> np.ndarray:

@@ -26,8 +26,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from specs import base
-from specs.base import Param, rotary_angles
-from specs.init import constant, normal
+from specs.base import Param, linear, norm, rotary_angles
+from specs.init import normal
 
 GPT2 = {"norm": "layernorm", "pos": "learned", "mlp": "gelu_tanh", "bias": True, "dropout": 0.1,
         "vocab_size": 50257, "block_size": 1024}
@@ -86,12 +86,10 @@ class GroupedHeads(base.Spec):
         yield from self.linear(f"{path}.v_proj", Hkv * D, C)
         yield from self.linear(f"{path}.o_proj", C, H * D, self.out_std)
         for name in ("q_norm", "k_norm") if self.qk_norm else ():
-            yield Param(f"{path}.{name}.weight", (D,), constant(1), "vector")
+            yield from norm(f"{path}.{name}", D)
 
     def linear(self, path: str, out: int, into: int, std: float = 0.02) -> Iterator[Param]:
-        yield Param(f"{path}.weight", (out, into), normal(std), "hidden")
-        if self.bias:
-            yield Param(f"{path}.bias", (out,), constant(0), "vector")
+        return linear(path, out, into, std, self.bias)
 
     def rotary(self, start: int, T: int) -> np.ndarray:
         """Angles at positions start … start+T−1, (T, D/2) in float64."""
@@ -175,9 +173,7 @@ class Spec(GroupedHeads):
         yield from self.linear(f"{path}.mlp.down_proj", C, F, self.out_std)
 
     def _norm(self, path: str) -> Iterator[Param]:
-        yield Param(f"{path}.weight", (self.n_embd,), constant(1), "vector")
-        if self.norm == "layernorm":
-            yield Param(f"{path}.bias", (self.n_embd,), constant(0), "vector")
+        return norm(path, self.n_embd, self.norm == "layernorm")
 
     def flops_per_token(self, T: int) -> float:
         """The products with all matrices, and those with the keys and values that are visible."""

@@ -35,7 +35,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from specs.base import Param
+from specs.base import Param, norm
 from specs.gpt import GroupedHeads
 from specs.init import constant, normal
 
@@ -64,6 +64,9 @@ class Spec(GroupedHeads):
     aux_loss_coef: float | None = None
     z_loss_coef: float = 0.0
     embed_scale: bool = False
+
+    window: ClassVar[None] = None  # what else gpt's attention has as options
+    sinks: ClassVar[int] = 0
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "tiny": {"n_layer": 2, "n_embd": 32, "n_kv_head": 2, "d_ff": 24, "n_experts": 4,
@@ -125,16 +128,16 @@ class Spec(GroupedHeads):
         table = [Param("embed.weight", (V, C), normal(0.02), "embed")]
         for i in range(self.n_layer):
             table += self._layer(f"layers.{i}")
-        table += [Param("norm.weight", (C,), constant(1), "vector")]
+        table += norm("norm", C)
         if not self.tie_embeddings:
             table += [Param("lm_head.weight", (V, C), normal(0.02), "head")]
         return tuple(table)
 
     def _layer(self, path: str) -> Iterator[Param]:
         C, E, F = self.n_embd, self.n_experts, self.expert_width
-        yield Param(f"{path}.mixer_norm.weight", (C,), constant(1), "vector")
+        yield from norm(f"{path}.mixer_norm", C)
         yield from self.attention(f"{path}.mixer")
-        yield Param(f"{path}.mlp_norm.weight", (C,), constant(1), "vector")
+        yield from norm(f"{path}.mlp_norm", C)
         yield Param(f"{path}.mlp.router.weight", (E, C), normal(0.02), "router")
         if self.balance == "bias":
             yield Param(f"{path}.mlp.balance_bias", (E,), constant(0), "state")

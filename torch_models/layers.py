@@ -72,6 +72,15 @@ class Rotary(nn.Module):
         return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], dim=-1)
 
 
+class PairRotary(nn.Module):
+    """RoPE on adjacent pairs of x (B, H, T, D), with cos and sin (T, D/2) in at least float32."""
+
+    def forward(self, x, cos, sin):
+        even, odd = x[..., 0::2], x[..., 1::2]
+        pairs = (even * cos - odd * sin, odd * cos + even * sin)
+        return torch.stack(pairs, dim=-1).reshape(x.shape)
+
+
 class RotaryTable:
     """cos and sin of `angles(start, T)`, (T, D/2), kept for all positions seen so far."""
 
@@ -88,11 +97,14 @@ class RotaryTable:
 
 
 def attention(q, k, v, mask):
-    """softmax(q kᵀ/√D) v for q (B, H, T, D), k and v (B, Hkv, S, D); softmax in at least float32.
+    """softmax(q kᵀ/√D) v for q (B, H, T, D), k (B, Hkv, S, D) and v (B, Hkv, S, Dv); softmax in at
+    least float32.
 
     mask: None (everything is seen), "causal" (with S = T), or (T, S) bool.
     """
-    causal = isinstance(mask, str)
+    causal, spare = isinstance(mask, str), q.shape[-1] - v.shape[-1]
+    if spare > 0:  # fused kernels want one size
+        return attention(q, k, F.pad(v, (0, spare)), mask)[..., :-spare]
     return F.scaled_dot_product_attention(q, k, v, None if causal else mask, is_causal=causal,
                                           enable_gqa=q.shape[1] != k.shape[1])
 

@@ -50,6 +50,15 @@ def test_decoding(tmp_path: Path) -> None:
 
 
 @both
+def test_decoding_of_another_spec(tmp_path: Path) -> None:
+    bench(tmp_path, "decoding", "--arch", "mla", "--preset", "tiny", "--set", "kv_lora_rank=5",
+          "--contexts", "8", "60", "--tokens", "3", "--backend", "torch")
+    found = result(tmp_path, "decoding")
+    assert found["spec"]["kv_lora_rank"] == 5
+    assert list(found["backends"]["torch"]["cache"]) == ["8", "60"]
+
+
+@both
 def test_precision(tmp_path: Path) -> None:
     bench(tmp_path, "precision", "--preset", "tiny", "--steps", "3", "--seq", "16", "--vary",
           "score_scale=sqrt")

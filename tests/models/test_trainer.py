@@ -14,6 +14,7 @@ SPECS = {
     "bdh": spec_type("bdh").preset("tiny", dropout=0.1, share_layers=False, score_scale="sqrt"),
     "gpt": spec_type("gpt").preset("tiny", dropout=0.1, tie_embeddings=False),
     "moe": spec_type("moe").preset("tiny", dropout=0.1, tie_embeddings=False, aux_loss_coef=0.0),
+    "mla": spec_type("mla").preset("tiny", dropout=0.1, tie_embeddings=False),
 }
 OPTIMIZERS = ["adamw", "muon"]
 

@@ -13,7 +13,7 @@ from parity.locate import MODEL
 from specs.backend import Backend
 from tests.parity.planting import Fault
 
-MLX, TORCH = "mlx_models.bdh", "torch_models.bdh"
+MLX, TORCH, LAYERS = "mlx_models.bdh", "torch_models.bdh", "mlx_models.layers"
 ATTN, FIRST = "layers.0.attn", ("parameters",)
 FORWARD = ("activations", "logits")
 
@@ -27,10 +27,10 @@ FAULTS = [
     Fault("LayerNorm eps in layer 1 only", "mlx_models.backend", "Backend.build",
           "model.recompute = recompute", "model.layers[1].mlp_norm.eps = 1e-6",
           "activations", "layers.1.mlp_norm", FIRST),
-    Fault("RoPE of halves", MLX, "Rotary.__call__",
-          "s[..., 0::2], s[..., 1::2]", "mx.split(s, 2, axis=-1)",
+    Fault("RoPE of halves", LAYERS, "PairRotary.__call__",
+          "x[..., 0::2], x[..., 1::2]", "mx.split(x, 2, axis=-1)",
           "activations", "layers.0.rotary", FIRST),
-    Fault("RoPE turns back", MLX, "Rotary.__call__",
+    Fault("RoPE turns back", LAYERS, "PairRotary.__call__",
           "(even * cos - odd * sin, odd * cos + even * sin)",
           "(even * cos + odd * sin, odd * cos - even * sin)",
           "activations", "layers.0.rotary", FIRST),

@@ -102,6 +102,21 @@ def test_a_bad_field_of_moe_is_named(fields: dict, message: str) -> None:
         spec_type("moe").from_dict(fields)
 
 
+@pytest.mark.parametrize("fields, message", [
+    ({"n_head": 0}, "n_head = 0 must be at least 1"),
+    ({"q_lora_rank": 1}, "q_lora_rank = 1 must be null or at least 2"),
+    ({"kv_lora_rank": 1}, "kv_lora_rank = 1 must be at least 2"),
+    ({"qk_nope_head_dim": -1}, "qk_nope_head_dim = -1 must be at least 0"),
+    ({"qk_rope_head_dim": 5}, "qk_rope_head_dim = 5 must be even and at least 2"),
+    ({"qk_rope_head_dim": 0}, "qk_rope_head_dim = 0 must be even and at least 2"),
+    ({"n_kv_head": 2}, "mla has no field 'n_kv_head'"),
+    ({"window": 4}, "mla has no field 'window'"),
+], ids=lambda value: "-".join(map(str, *value.items())) if isinstance(value, dict) else "")
+def test_a_bad_field_of_mla_is_named(fields: dict, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        spec_type("mla").from_dict(fields)
+
+
 def test_a_spec_cannot_change() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         spec_type("bdh")().n_layer = 3  # type: ignore[misc]
@@ -138,6 +153,34 @@ def test_gpt_counts_its_flops(kv: int, group: int, half: int, T: int, window: in
         layer += len(seen) * H * (2 * D + 2 * D)  # scores, weighted sum
     total = 2 * layer + T * 2 * C * 11
     assert spec.flops_per_token(T) * T == pytest.approx(total)
+
+
+@given(st.integers(1, 3), st.none() | st.integers(2, 9), st.integers(2, 9), st.integers(0, 5),
+       st.integers(1, 4), st.integers(1, 7), st.integers(1, 30))
+def test_mla_counts_its_flops(H: int, rq: int | None, rkv: int, nope: int, half: int, v: int,
+                              T: int) -> None:
+    """Against a plain count of every product of a forward pass, one by one."""
+    C, F, rope = 24, 17, 2 * half
+    spec = spec_type("mla")(n_embd=C, n_head=H, q_lora_rank=rq, kv_lora_rank=rkv, d_ff=F,
+                            qk_nope_head_dim=nope, qk_rope_head_dim=rope, v_head_dim=v, n_layer=2,
+                            vocab_size=11)
+    layer, D = 0.0, nope + rope
+    for t in range(T):
+        layer += 2 * C * H * D if rq is None else 2 * C * rq + 2 * rq * H * D  # q
+        layer += 2 * C * (rkv + rope) + 2 * rkv * H * (nope + v)  # latent; keys and values
+        layer += (t + 1) * H * (2 * D + 2 * v)  # scores, weighted sum
+        layer += 2 * H * v * C + 2 * C * F * 3
+    total = 2 * layer + T * 2 * C * 11
+    assert spec.flops_per_token(T) * T == pytest.approx(total)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_mla_counts_its_decoding_traffic(tied: bool) -> None:
+    """All weights are read but the rows of an untied embedding; latents and rotary keys are."""
+    spec = spec_type("mla").preset("tiny", tie_embeddings=tied)
+    unread = 0 if tied else 4 * 64 * 32
+    assert spec.decode_state_bytes(30) == 4 * 2 * 30 * (16 + 4)
+    assert spec.decode_traffic(30) == 4 * spec.param_count() - unread + 4 * 2 * 30 * (16 + 4)
 
 
 @pytest.mark.parametrize("fields", [{}, {"tie_embeddings": False, "pos": "learned", "bias": True},
