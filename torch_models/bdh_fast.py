@@ -18,12 +18,21 @@ BLOCK = 128  # tokens whose scores are computed together: those after them are l
 
 def in_tiles(model, x, cos, sin, key):
     """x (B, T, C) through all layers of `model`."""
-    grads, turns, room = [], torch.complex(upcast(cos), upcast(sin)), Room(model.spec, x)
+    grads, turns, memory = [], torch.complex(upcast(cos), upcast(sin)), room(model.spec, x)
     for i, block in enumerate(model.layers):
-        mix = Mix(model, i, turns, fold(key, i), grads, room)
+        mix = Mix(model, i, turns, fold(key, i), grads, memory)
         o = Tiles.apply(mix, x, model.encoder, model.encoder_v, model.decoder)
         x = block.norm(x + block.mlp_norm(o))
     return x
+
+
+def room(spec, x):
+    """Memory for the arrays of a tile, which all tiles use one after the other. So it stays in the
+    cache, and none is asked for: the first write to a page costs more than the arithmetic on it."""
+    B, T, _ = x.shape
+    slices = -(-spec.d_state // SLICE)
+    tokens, neurons = min(B * T, max(TOKENS, T)), min(SLICE, spec.d_state)
+    return x.new_empty(3 + 2 * slices, tokens * neurons)
 
 
 class Tiles(torch.autograd.Function):
@@ -55,32 +64,11 @@ class Tiles(torch.autograd.Function):
         return None, dx, *mix.close()
 
 
-class Room:
-    """Memory for the arrays of a tile. All tiles use the same, so that it stays in the cache and
-    none is asked for: what is written first to a page costs more than the arithmetic on it."""
-
-    def __init__(self, spec, x):
-        B, T, _ = x.shape
-        slices = -(-spec.d_state // SLICE)
-        tokens, neurons = min(B * T, max(TOKENS, T)), min(SLICE, spec.d_state)
-        self.memory = x.new_empty(3 + 2 * slices, tokens * neurons)
-
-    def spare(self, i, like, dtype=None):
-        """Uninitialised, in the shape of `like`; i is 0, 1 or 2."""
-        return self.memory[i].view(dtype or like.dtype)[: like.numel()].view(like.shape)
-
-    def kept(self, i, rows, slices, dtype):
-        """Uninitialised, (rows, n) for each slice; i is 0 or 1."""
-        memory = self.memory[3 + i * len(slices) :].view(dtype)
-        return [memory[j, : rows * (n.stop - n.start)].view(rows, -1)
-                for j, n in enumerate(slices)]
-
-
 class Mix:
     """What the tiles of layer `index` share; turns cos + i·sin (T, N/2), dropout key (B,) or None.
 
-    `grads` is a list that all layers share: the gradients of the weights, added up in place from
-    the last layer to the first, which gives them out.
+    All layers share `room` and `grads`, a list: the gradients of the weights, added up in place
+    from the last layer to the first, which gives them out.
     """
 
     def __init__(self, model, index, turns, key, grads, room):
@@ -95,6 +83,16 @@ class Mix:
             shape = spec.n_head, len(key), len(turns), spec.d_state
             self.gain = 1 / (1 - spec.dropout)
             self.words = dropout_words(shape, spec.dropout, key, batch_axis=1)
+
+    def spare(self, i, like, dtype=None):
+        """Uninitialised, in the shape of `like`; i is 0, 1 or 2."""
+        return self.room[i].view(dtype or like.dtype)[: like.numel()].view(like.shape)
+
+    def kept(self, i, rows):
+        """Uninitialised, (rows, n) for each slice; i is 0 or 1."""
+        memory = self.room[3 + i * len(self.slices) :].view(self.dtype)
+        return [memory[j, : rows * (n.stop - n.start)].view(rows, -1)
+                for j, n in enumerate(self.slices)]
 
     def open(self, weights):
         if not self.grads:
@@ -123,13 +121,13 @@ class Mix:
     def forward(self, h, rows, x, slices, scores, o):
         """Fill `scores` (b, T, T) and add to `o` (b, T, C)."""
         x_, o_ = x.flatten(0, 1), o.flatten(0, 1)
-        kept = self.room.kept(0, len(x_), self.slices, x.dtype)
+        kept = self.kept(0, len(x_))
         for n, s, (e, _, _) in zip(self.slices, kept, slices, strict=True):
             torch.mm(x_, e.to(x.dtype).T, out=s).relu_()
             self.add_scores(scores, self.turn(s, n, x.shape))
         y = self.norm(self.mask(scores).to(x.dtype) @ x).flatten(0, 1).to(x.dtype)
         for n, s, (_, ev, d) in zip(self.slices, kept, slices, strict=True):
-            v = torch.mm(y, ev.to(x.dtype).T, out=self.room.spare(0, s)).relu_()
+            v = torch.mm(y, ev.to(x.dtype).T, out=self.spare(0, s)).relu_()
             v = self.drop(v, h, rows, n)
             add(o_, v.mul_(s), d.to(x.dtype))
 
@@ -141,14 +139,14 @@ class Mix:
             normed = self.norm(attended)
         y = normed.detach().flatten(0, 1).to(x.dtype)
         dy = torch.zeros_like(dx_)
-        kept = [self.room.kept(i, len(x_), self.slices, x.dtype) for i in range(2)]
+        kept = [self.kept(i, len(x_)) for i in range(2)]
         for n, s, ds, (e, ev, d), (_, dev, dd) in zip(
                 self.slices, *kept, slices, grads, strict=True):
             torch.mm(x_, e.to(x.dtype).T, out=s).relu_()
-            v = torch.mm(y, ev.to(x.dtype).T, out=self.room.spare(0, s)).relu_()
+            v = torch.mm(y, ev.to(x.dtype).T, out=self.spare(0, s)).relu_()
             v = self.drop(v, h, rows, n)
-            add(dd, torch.mul(s, v, out=self.room.spare(1, s)).T, do_)
-            dg = torch.mm(do_, d.to(x.dtype).T, out=self.room.spare(1, s))
+            add(dd, torch.mul(s, v, out=self.spare(1, s)).T, do_)
+            dg = torch.mm(do_, d.to(x.dtype).T, out=self.spare(1, s))
             torch.mul(dg, v, out=ds)
             dv = where_positive(dg.mul_(s), v)
             add(dev, dv.T, y)
@@ -161,7 +159,7 @@ class Mix:
         for n, s, ds, (e, _, _), (de, _, _) in zip(
                 self.slices, *kept, slices, grads, strict=True):
             r = self.turn(s, n, x.shape)
-            dr = torch.bmm(d_scores, r, out=self.room.spare(1, r))
+            dr = torch.bmm(d_scores, r, out=self.spare(1, r))
             ds += self.turn(dr, n, x.shape, back=True).flatten(0, 1)
             where_positive(ds, s)
             add(de, ds.T, x_)
@@ -172,7 +170,7 @@ class Mix:
         turns = self.turns[:, n.start // 2 : n.stop // 2]
         pairs = torch.view_as_complex(upcast(s).view(*shape[:2], -1, 2))
         turns = turns.conj() if back else turns
-        turned = torch.mul(pairs, turns, out=self.room.spare(0, pairs))
+        turned = torch.mul(pairs, turns, out=self.spare(0, pairs))
         return torch.view_as_real(turned).flatten(2).to(s.dtype)
 
     def add_scores(self, scores, r):
@@ -194,9 +192,9 @@ class Mix:
         if self.words is None:
             return v
         row, column, least = self.words
-        words = self.room.spare(1, v, torch.int32)
+        words = self.spare(1, v, torch.int32)
         torch.mul(row[h, rows].reshape(-1, 1), column[n], out=words).ge_(least)
-        return v.mul_(self.room.spare(2, v).copy_(words))
+        return v.mul_(self.spare(2, v).copy_(words))
 
 
 def where_positive(x, s):
