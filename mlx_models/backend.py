@@ -34,6 +34,8 @@ class Backend:
             raise UserError(f"MLX finds no device {self.device!r} here; it has: "
                             + ("gpu, cpu" if gpu else "cpu"))
         mx.set_default_device(mx.gpu if self.device == "gpu" else mx.cpu)
+        if self.device == "cpu":  # so that streams side by side are fed in turn
+            os.environ.setdefault("MLX_BFS_MAX_WIDTH", "2000")
 
     def versions(self):
         return {"mlx": version("mlx"), "device": self.device, "chip": chip(),

@@ -1,10 +1,12 @@
 """Training steps without waiting: accumulation, clipping, loss scaling, the optimizer."""
 
+from itertools import pairwise
+
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-from mlx_models.layers import settle, total
+from mlx_models.layers import settle, side_by_side, total
 from mlx_models.loss import cross_entropy, right_guesses, training_pass
 from mlx_models.optim import Optimizer
 from specs.backend import Progress, fitting_state
@@ -13,10 +15,10 @@ from specs.machine import give_back
 GROW_AFTER = 2000  # good steps in float16 before the loss scale is doubled
 
 
-def arrays(batch):
-    """(tokens, targets, key) of a `Batch`."""
-    key = None if batch.keys is None else mx.array(batch.keys)
-    return mx.array(batch.tokens), mx.array(batch.targets), key
+def arrays(batch, rows=slice(None)):
+    """(tokens, targets, key) of these rows of a `Batch`."""
+    key = None if batch.keys is None else mx.array(batch.keys[rows])
+    return mx.array(batch.tokens[rows]), mx.array(batch.targets[rows]), key
 
 
 def summed(loads, more):
@@ -36,7 +38,7 @@ class Trainer:
         self.loss_scale = mx.array(2.0**16 if self.scaled else 1.0)
         self.good_steps = mx.array(0)
         self.losses, self.grad_norms, self.loads = [], [], []
-        self.loss_and_grads = mx.value_and_grad(self.scaled_loss)
+        self.loss_and_grads, self.compiled = mx.value_and_grad(self.scaled_loss), compile
         if compile:
             self.loss_and_grads = mx.compile(self.loss_and_grads)
 
@@ -56,11 +58,13 @@ class Trainer:
         count = sum(batch.targets.size for batch in batches)
         total, grads, loads = 0, None, []
         for batch in batches:
-            (_, loss, load), more = self.loss_and_grads(
-                self.params, self.kept, *arrays(batch), count, self.loss_scale)
-            grads = more if grads is None else tree_map(mx.add, grads, more)
-            total, loads = total + loss, summed(loads, load)
-            del more
+            for stream, rows in self.lanes(len(batch.tokens)):
+                with mx.stream(stream):
+                    (_, loss, load), more = self.loss_and_grads(
+                        self.params, self.kept, *arrays(batch, rows), count, self.loss_scale)
+                grads = more if grads is None else tree_map(mx.add, grads, more)
+                total, loads = total + loss, summed(loads, load)
+                del more
             settle([grads, loads])
             if self.model.recompute:
                 give_back()
@@ -77,6 +81,14 @@ class Trainer:
         self.losses.append(total)
         self.grad_norms.append(norm)
         mx.async_eval(self.params, self.kept, self.optimizer.state(), self.loads, total, norm)
+
+    def lanes(self, B):
+        """(stream, its rows of B) of what is computed side by side; a step that saves memory, or
+        is compiled for one stream, has all in one."""
+        alone = self.compiled or self.model.recompute
+        streams = [mx.default_stream(mx.default_device())] if alone else side_by_side(B)
+        cuts = [B * i // len(streams) for i in range(len(streams) + 1)]
+        return [(stream, slice(*cut)) for stream, cut in zip(streams, pairwise(cuts), strict=True)]
 
     def clip(self, grads):
         """Take the loss scale out of the gradients and bound their norm; the norm before."""
