@@ -8,12 +8,12 @@ torch_models/grouped.py for the twin.
 import mlx.core as mx
 
 
-def block_size(assignments, experts):
+def block_size(chosen, experts):
     """An eighth of an equal share of the assignments, from 16 rows to 64; one row where the
     device has products for rows in groups."""
     if mx.default_device() == mx.gpu:
         return 1
-    return min(max(assignments // (8 * experts) // 16 * 16, 16), 64)
+    return min(max(chosen.size // (8 * experts) // 16 * 16, 16), 64)
 
 
 def largest(scores, k):
@@ -42,11 +42,15 @@ def layout(chosen, experts, block):
     return place, mx.concatenate([ends[:-1], mx.array([rows])]), rows
 
 
-def spread(x, chosen, place, rows):
-    """x (B, T, C) at the places of its assignments, `chosen` = (B, T, k): (rows, C), zeros
-    elsewhere."""
-    each = mx.broadcast_to(x[..., None, :], (*chosen, x.shape[-1])).reshape(len(place), -1)
-    return mx.zeros((rows, x.shape[-1]), x.dtype).at[place].add(each)
+def copies(x, chosen):
+    """x (B, T, C) for each assignment of chosen (B, T, k): (n, C)."""
+    C = x.shape[-1]
+    return mx.broadcast_to(x[..., None, :], (*chosen.shape, C)).reshape(-1, C)
+
+
+def spread(x, place, rows):
+    """x (n, C) at its places in (rows, C), zeros elsewhere."""
+    return mx.zeros((rows, x.shape[-1]), x.dtype).at[place].add(x)
 
 
 def collect(x, place):
@@ -63,11 +67,17 @@ def product(x, weight, ends, block):
     """x (R, C) times the transpose of the matrix of each row's expert, of weight (E, F, C)."""
     starts = mx.arange(0, len(x), block)
     expert = (starts[:, None] >= ends[:-1]).sum(-1).astype(mx.uint32)  # of each block
-    if len(expert) < len(weight):  # no others are read
-        weight, expert = weight[expert], mx.arange(len(expert), dtype=mx.uint32)
     weight = weight.astype(x.dtype)
     blocks, dtype = x.reshape(len(expert), block, -1), x.dtype
     if mx.default_device() == mx.cpu:  # which has this product in float32 alone
         blocks, weight = blocks.astype(mx.float32), weight.astype(mx.float32)
     y = mx.gather_mm(blocks, weight.swapaxes(1, 2), rhs_indices=expert, sorted_indices=True)
     return y.reshape(len(x), -1).astype(dtype)
+
+
+def one_by_one(x, weight, chosen):
+    """x (n, C) times the transposes of the matrices that were chosen (n,); no others are read."""
+    rows = x[:, None]
+    if weight.dtype == x.dtype:
+        return mx.gather_mm(rows, weight.swapaxes(1, 2), rhs_indices=chosen)[:, 0]
+    return (rows @ weight[chosen].astype(x.dtype).swapaxes(1, 2))[:, 0]

@@ -58,12 +58,15 @@ class Experts(nn.Module):
 
     def in_groups(self, x, chosen, share):
         """The rows of each expert lie together: the cost is that of the chosen ones."""
-        n, E, C = chosen.size, self.n_experts, x.shape[-1]
-        block = 1 if x.shape[1] == 1 and n <= E else grouped.block_size(n, E)
-        place, ends, rows = grouped.layout(chosen.reshape(-1), E, block)
-        product = partial(grouped.product, ends=ends, block=block)
-        y = self.mlp(grouped.spread(x, chosen.shape, place, rows), product)
-        y = upcast(grouped.collect(y, place)).reshape(*chosen.shape, C)
+        each, flat = grouped.copies(x, chosen), chosen.reshape(-1)
+        if x.shape[1] == 1 and len(flat) <= self.n_experts:  # a token of a few sequences
+            y = self.mlp(each, partial(grouped.one_by_one, chosen=flat))
+        else:
+            block = grouped.block_size(flat, self.n_experts)
+            place, ends, rows = grouped.layout(flat, self.n_experts, block)
+            product = partial(grouped.product, ends=ends, block=block)
+            y = grouped.collect(self.mlp(grouped.spread(each, place, rows), product), place)
+        y = upcast(y).reshape(*chosen.shape, x.shape[-1])
         return (y * share[..., None]).sum(-2).astype(x.dtype)
 
     def mlp(self, x, product):

@@ -25,7 +25,7 @@ layer, means over the rows of
 
 f_e: the share of the row's T·k assignments that went to e (no gradient), p̄_e: the mean of p_e over
 the row. Balance is counted in each row by itself, so a batch can be split in any way. With
-balance = "bias" the loss has no aux_loss of its own accord; each update moves balance_bias, which
+balance = "bias" aux_loss_coef is 0 unless it is given, and each update moves balance_bias, which
 decides who is chosen and nothing else, by ±BALANCE_STEP towards equal load.
 """
 

@@ -11,9 +11,16 @@ import torch.nn.functional as F
 SMALL = 2**13  # numbers in a matrix; below, the last bits of a row may hang on the others
 
 
-def block_size(assignments, experts):
-    """An eighth of an equal share of the assignments, from 16 rows to 64."""
-    return min(max(assignments // (8 * experts) // 16 * 16, 16), 64)
+def block_size(chosen, experts):
+    """An eighth of an equal share of the assignments, from 16 rows to 64; 16 where the device can
+    be asked who was chosen."""
+    share = 0 if at_hand(chosen) else chosen.numel() // experts
+    return min(max(share // 8 // 16 * 16, 16), 64)
+
+
+def at_hand(x):
+    """Whether reading numbers of x makes nobody wait: on a CPU, while nothing is being compiled."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def largest(scores, k):
@@ -38,15 +45,20 @@ def layout(chosen, experts, block):
     rank = (torch.cumsum(mine, dim=0) * mine).sum(-1) - 1
     room = (mine.sum(0) + block - 1) // block * block
     ends = torch.cumsum(room, dim=0)
+    rows = int(ends[-1]) if at_hand(ends) else rows
     place = (ends - room)[chosen] + rank
     return place, torch.cat([ends[:-1], ends.new_full((1,), rows)]), rows
 
 
-def spread(x, chosen, place, rows):
-    """x (B, T, C) at the places of its assignments, `chosen` = (B, T, k): (rows, C), zeros
-    elsewhere."""
-    each = x[..., None, :].expand(*chosen, x.shape[-1]).reshape(len(place), -1)
-    return x.new_zeros(rows, x.shape[-1]).index_copy(0, place, each)
+def copies(x, chosen):
+    """x (B, T, C) for each assignment of chosen (B, T, k): (n, C)."""
+    C = x.shape[-1]
+    return x[..., None, :].expand(*chosen.shape, C).reshape(-1, C)
+
+
+def spread(x, place, rows):
+    """x (n, C) at its places in (rows, C), zeros elsewhere."""
+    return x.new_zeros(rows, x.shape[-1]).index_copy(0, place, x)
 
 
 def collect(x, place):
@@ -61,18 +73,26 @@ def every_product(x, weight):
 
 def product(x, weight, ends, block):
     """x (R, C) times the transpose of the matrix of each row's expert, of weight (E, F, C)."""
-    large = weight[0].numel() >= SMALL
-    if x.device.type == "cpu" and large and not torch.compiler.is_compiling():
+    if at_hand(x) and weight[0].numel() >= SMALL:
         rows = x.split(torch.diff(ends, prepend=ends.new_zeros(1)).tolist())
         return torch.cat([F.linear(part, matrix.to(x.dtype))
                           for part, matrix in zip(rows, weight, strict=True) if len(part)])
     starts = torch.arange(0, len(x), block, device=x.device)
     expert = (starts[:, None] >= ends[:-1]).sum(-1)  # of each block
-    if len(expert) >= len(weight) and in_groups(x, weight):
+    if in_groups(x, weight):
         matrices = weight.to(x.dtype).transpose(1, 2)
         return F.grouped_mm(x, matrices, offs=ends.to(torch.int32))
     blocks = x.reshape(len(expert), block, -1)
     return (blocks @ weight.index_select(0, expert).to(x.dtype).transpose(1, 2)).flatten(0, 1)
+
+
+def one_by_one(x, weight, chosen):
+    """x (n, C) times the transposes of the matrices that were chosen (n,); no others are read."""
+    if at_hand(x):
+        return torch.cat([F.linear(row, weight[expert].to(x.dtype))
+                          for row, expert in zip(x.split(1), chosen.tolist(), strict=True)])
+    rows = x[:, None]
+    return (rows @ weight.index_select(0, chosen).to(x.dtype).transpose(1, 2))[:, 0]
 
 
 def in_groups(x, weight):

@@ -107,7 +107,7 @@ def test_groups_are_the_plain_form(backend: Backend, form: str, B: int, T: int, 
     model, batch = backend.build(spec, weights_of(spec)), batch_of(spec, B, T)
     module = panel(backend)
     if way == "rows":
-        monkeypatch.setattr(module.grouped, "block_size", lambda n, E: 1)
+        monkeypatch.setattr(module.grouped, "block_size", lambda chosen, E: 1)
     if way == "experts" and backend.name == "torch":
         monkeypatch.setattr(module.grouped, "SMALL", 0)
     loss, grads = backend.loss_and_grads(model, batch)

@@ -69,9 +69,8 @@ FAULTS = [
           spec={"z_loss_coef": 10.0}),
     Fault("bias moves towards the busy", MOE, "Model.balance", "+= BALANCE", "-= BALANCE",
           "optimizer", good=RIGHT, spec=BIAS),
-    Fault("few rows take the first experts' weights", GROUPED, "product",
-          "weight, expert = weight[expert],", "weight, expert = weight[:len(expert)],",
-          "activations", EXPERTS, FIRST, spec={"n_experts": 12}),
+    Fault("rows counted for the expert before", GROUPED, "product", ">= ends[:-1]",
+          "> ends[:-1]", "activations", EXPERTS, FIRST),
     Fault("cached positions begin anew", MOE, "Model.hidden", "self._rotary(start, T)",
           "self._rotary(0, T)", "decoding", MODEL, ("activations", "logits")),
 ]
