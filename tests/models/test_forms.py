@@ -93,6 +93,19 @@ def test_half_precision_stays_near_float32(backend: Backend, form: str, dtype: D
 
 
 @each_form
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_decodes_as_it_reads(backend: Backend, form: str, dtype: Dtype) -> None:
+    spec, data = spec_of(form), tokens()
+    model = backend.build(spec, init_weights(spec), dtype)
+    decoder = backend.decoder(model, 2)
+    found = [decoder.prefill(piece) for piece in np.split(data, [3, 4, 5, 9, 10], axis=1)]
+    assert 4 * decoder.state_bytes() == 2 * 2 * spec.decode_state_bytes(40)
+    exact, eps = backend.logits(model, data), {"bfloat16": 2**-8, "float16": 2**-11}[dtype]
+    error = np.linalg.norm(np.concatenate(found, 1) - exact)
+    assert error < 2 * eps * np.linalg.norm(exact)
+
+
+@each_form
 def test_named_places_are_in_float32(backend: Backend, form: str) -> None:
     """Norms and the residual stream, whatever the dtype of the products; in between it is that."""
     spec = spec_of(form)
