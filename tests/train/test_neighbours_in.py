@@ -71,7 +71,7 @@ def test_sharded_half_precision_is_read(name: str) -> None:
 def test_files_of_old_are_read() -> None:
     """No prefix, masks as buffers, a tied head stored twice, keys that came later missing."""
     save_theirs("gpt2", Path("theirs"))
-    _, weights = adopt.read(Path("theirs"))
+    spec, weights = adopt.read(Path("theirs"))
     file = Path("theirs/model.safetensors")
     tensors = {key.removeprefix("transformer."): w for key, w in load_file(file).items()}
     masks = {f"h.{i}.attn.{name}": np.ones(shape, np.float32) for i in range(2)
@@ -79,8 +79,8 @@ def test_files_of_old_are_read() -> None:
     save_file({**tensors, **masks, "lm_head.weight": tensors["wte.weight"]}, file)
     change(Path("theirs/config.json"), tie_word_embeddings=None, scale_attn_weights=None,
            n_ctx=64, add_cross_attention=None)
-    _, again = adopt.read(Path("theirs"))
-    assert all(np.array_equal(weights[key], again[key]) for key in weights)
+    same, again = adopt.read(Path("theirs"))
+    assert same == spec and all(np.array_equal(weights[key], again[key]) for key in weights)
 
 
 def test_rope_theta_of_old_is_read() -> None:

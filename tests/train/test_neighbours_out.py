@@ -84,6 +84,7 @@ def test_transformers_gives_our_logits_and_text(form: str) -> None:
     spec = GPT.from_dict({**OURS, **OURS_FOR_TRANSFORMERS}[form])
     run = new_run("a", spec)
     model, weights = in_transformers(exported(run, "out")), run.weights()
+    assert model.config.eos_token_id is None  # no token of ours ends a text
     assert agrees(their_logits(model, tokens()), verdict(spec, weights, tokens()))
     text = greedy("torch", spec, weights, PROMPT, 20)
     found = model.generate(torch.tensor(PROMPT[None], dtype=torch.long), max_new_tokens=20,

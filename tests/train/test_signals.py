@@ -61,7 +61,7 @@ def test_a_signal_saves_and_says_how_to_go_on(name: str, saved: int, number: str
 
 
 @pytest.mark.needs("torch")
-@pytest.mark.parametrize("name, saved", [("_write", 4), ("write_json", 4), ("prune", 8)])
+@pytest.mark.parametrize("name, saved", [("save_arrays", 4), ("write_json", 4), ("prune", 8)])
 def test_ctrl_c_twice_takes_half_a_checkpoint_back(name: str, saved: int,
                                                    monkeypatch: pytest.MonkeyPatch,
                                                    capsys: pytest.CaptureFixture[str]) -> None:
