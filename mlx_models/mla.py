@@ -38,7 +38,8 @@ class LatentAttention(nn.Module):
         q_c, q_r = q[..., : self.nope], q[..., self.nope :]  # (B, H, T, nope), (B, H, T, rope)
         c, k_r = kv[..., : self.rank], kv[..., self.rank :]  # (B, 1, T, rkv), (B, 1, T, rope)
         c = self.kv_a_norm(c).astype(x.dtype)
-        q_r, k_r = (self.rotary(y, cos, sin).astype(x.dtype) for y in (q_r, k_r))
+        r = self.rotary(mx.concatenate((q_r, k_r), axis=1), cos, sin).astype(x.dtype)
+        q_r, k_r = r[:, :-1], r[:, -1:]  # the shared key is turned as one head more
         if cache is not None:
             c, k_r = cache.update_and_fetch(c, k_r)  # S rows
         absorb = self.absorbs(x.shape[1], c.shape[2])
@@ -68,12 +69,13 @@ class LatentAttention(nn.Module):
         All heads read the same rows, so a product has H·T queries: each row is read once.
         """
         B, H, T, _ = q_r.shape
+        q_c, q_r = (q * self.scale for q in (q_c, q_r))
         weight = self.kv_b_proj.weight.astype(c.dtype).reshape(H, -1, self.rank)
         scores = q_r.reshape(B, 1, H * T, -1) @ k_r.swapaxes(-1, -2)
         if self.nope:
             q_c = q_c @ weight[:, : self.nope]  # (B, H, T, rkv)
             scores = scores + q_c.reshape(B, 1, H * T, -1) @ c.swapaxes(-1, -2)
-        scores = upcast(scores).reshape(B, H, T, -1) * self.scale
+        scores = upcast(scores).reshape(B, H, T, -1)
         if mask is not None:
             scores = mx.where(mask, scores, -mx.inf)
         share = mx.softmax(scores, axis=-1).astype(c.dtype)

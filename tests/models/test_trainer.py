@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
 from specs import architectures, init_weights, spec_type
-from specs.backend import Arrays, Backend, Batch, OptimizerSettings
+from specs.backend import Arrays, Backend, Batch, OptimizerSettings, load_backend
 from specs.base import Spec
 from specs.errors import UserError
+from train.batches import split
 
 SPECS = {
     "bdh": spec_type("bdh").preset("tiny", dropout=0.1, share_layers=False, score_scale="sqrt"),
