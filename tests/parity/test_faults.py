@@ -76,7 +76,7 @@ FAULTS = [
           "sum(batch.targets.size for batch in batches)", "batches[0].targets.size * len(batches)",
           "optimizer", good=("gradients",), panel="torch"),
     Fault("training without dropout", "mlx_models.trainer", "Trainer.scaled_loss",
-          "key=key", "key=None", "trajectory", good=("gradients", "optimizer")),
+          "tokens, key)", "tokens, None)", "trajectory", good=("gradients", "optimizer")),
     Fault("cache offset of one", MLX, "KeyCache.attend",
           "+= r.shape[2]", "+= r.shape[2] + 1", "decoding", MODEL, FORWARD),
     Fault("cache offset of one in torch", TORCH, "KeyCache.attend",
