@@ -2,7 +2,7 @@
 
 import mlx.core as mx
 
-from mlx_models.for_mlx_lm.caches import PromptKeyValueCache
+from mlx_models.for_mlx_lm.caches import PromptCache, PromptKeyValueCache
 
 BLOCK = 256  # rows by which a buffer grows
 
@@ -109,4 +109,30 @@ class KeyValueCache(PromptKeyValueCache):
         """A copy that holds these sequences of the batch only."""
         copy = KeyValueCache(self.window, self.sinks)
         copy.k, copy.v, copy.offset = self.k.take(index, 0), self.v.take(index, 0), self.offset
+        return copy
+
+
+class ConstantCache(PromptCache):
+    """What a recurrence keeps: arrays (B, …) of constant size by name, none before the first
+    token."""
+
+    def __init__(self):
+        self.held, self.offset = {}, 0
+
+    def get(self, name):
+        return self.held.get(name)
+
+    def put(self, T, **arrays):
+        """These in the place of all others, T tokens later."""
+        self.held, self.offset = arrays, self.offset + T
+
+    @property
+    def nbytes(self):
+        return sum(array.nbytes for array in self.held.values())
+
+    def take(self, index):
+        """A copy that holds these sequences of the batch only."""
+        copy = ConstantCache()
+        copy.held = {name: mx.take(array, index, 0) for name, array in self.held.items()}
+        copy.offset = self.offset
         return copy

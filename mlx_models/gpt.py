@@ -9,10 +9,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_models.cache import KeyValueCache
-from mlx_models.for_mlx_lm.caches import adapted
 from mlx_models.layers import (
     Embedding,
-    LayerNorm,
     Linear,
     RMSNorm,
     Rotary,
@@ -20,16 +18,14 @@ from mlx_models.layers import (
     attention,
     dropout,
     fold,
-    recompute,
-    upcast,
 )
+from mlx_models.model import NORMS, LanguageModel
 
 
 def relu2(x):
     return mx.square(nn.relu(x))
 
 
-NORMS = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
 ACTIVATIONS = {"gelu": nn.gelu, "gelu_tanh": nn.gelu_approx, "swiglu": nn.silu, "relu2": relu2}
 
 
@@ -106,55 +102,34 @@ class Block(nn.Module):
         return x + dropout(h, self.dropout, fold(key, 1))
 
 
-class Model(nn.Module):
-    """tokens (B, T) → logits (B, T, V). `key` (B,) int32 turns dropout on."""
+class Model(LanguageModel):
+    """The frame with masks and rotary positions for all layers, learned ones, and a soft cap."""
 
     def __init__(self, spec, dtype=mx.float32):
-        super().__init__()
-        C, V = spec.n_embd, spec.vocab_size
-        self.spec, self.dtype, self.recompute = spec, dtype, False
-        self.embed = Embedding(V, C)
+        super().__init__(spec, dtype)
         if spec.pos == "learned":
-            self.pos_embed = Embedding(spec.block_size, C)
-        self.layers = [self.block() for _ in range(spec.n_layer)]
-        self.norm = NORMS[spec.norm](C, spec.norm_eps)
-        if not spec.tie_embeddings:
-            self.lm_head = Linear(C, V, bias=False)
+            self.pos_embed = Embedding(spec.block_size, spec.n_embd)
         self._rotary = RotaryTable(spec.rotary)
 
-    def block(self):
+    def block(self, i):
         return Block(self.spec, self.dtype, Attention(self.spec), MLP(self.spec))
 
-    def __call__(self, tokens, cache=None, key=None):
-        return self.head(self.hidden(tokens, cache, key))
+    def new_cache(self):
+        return KeyValueCache(self.spec.window, self.spec.sinks)
 
-    def hidden(self, tokens, cache=None, key=None):
-        """What the head reads, (B, T, C)."""
-        cache = adapted(cache, self.spec)
-        first = cache[0] if cache else self.make_cache()[0]
-        start, T, mask = first.offset, tokens.shape[1], first.make_mask(tokens)
-        self.spec.check_length(start + T)
-        x = self.embed(tokens)
+    def embedded(self, tokens, start):
+        x = super().embedded(tokens, start)
         if self.spec.pos == "learned":
-            x = x + self.pos_embed(mx.arange(start, start + T))
-        cos, sin = self._rotary(start, T) if self.spec.pos == "rope" else (None, None)
-        x = dropout(x, self.spec.dropout, key)
-        for i, layer in enumerate(self.layers):
-            args = (x, cos, sin, mask, fold(key, i))
-            if cache is not None:
-                x = layer(*args, cache[i])
-            else:
-                x = recompute(layer, *args) if self.recompute else layer(*args)
-        return self.norm(x).astype(self.dtype)
+            x = x + self.pos_embed(mx.arange(start, start + tokens.shape[1]))
+        return x
+
+    def context(self, tokens, start, cache):
+        """(cos, sin, mask): see `RotaryTable` and `KeyValueCache.make_mask`."""
+        rope = self.spec.pos == "rope"
+        cos, sin = self._rotary(start, tokens.shape[1]) if rope else (None, None)
+        return cos, sin, cache.make_mask(tokens)
 
     def head(self, x):
         """Logits (B, T, V) of x (B, T, C)."""
-        logits = self.embed.as_linear(x) if self.spec.tie_embeddings else self.lm_head(x)
-        logits, cap = upcast(logits), self.spec.logit_softcap
+        logits, cap = super().head(x), self.spec.logit_softcap
         return logits if cap is None else cap * mx.tanh(logits / cap)
-
-    def make_cache(self, batch_size=1, length=None, kind="auto"):
-        """One cache a layer; "cache" is the only kind."""
-        if kind != "auto":
-            self.spec.check_decode_kind(kind)
-        return [KeyValueCache(self.spec.window, self.spec.sinks) for _ in self.layers]

@@ -86,5 +86,5 @@ class LatentAttention(nn.Module):
 class Model(gpt.Model):
     """tokens (B, T) → logits (B, T, V). A cache's keys are latents, its values rotary keys."""
 
-    def block(self):
+    def block(self, i):
         return gpt.Block(self.spec, self.dtype, LatentAttention(self.spec), gpt.MLP(self.spec))

@@ -10,24 +10,11 @@ from functools import partial
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_models import grouped
-from mlx_models.cache import KeyValueCache
-from mlx_models.for_mlx_lm.caches import adapted
-from mlx_models.gpt import ACTIVATIONS, MLP, Attention
-from mlx_models.layers import (
-    Embedding,
-    Linear,
-    RMSNorm,
-    RotaryTable,
-    dropout,
-    fold,
-    noise,
-    recompute,
-    upcast,
-)
+from mlx_models import gpt, grouped
+from mlx_models.layers import Linear, dropout, fold, noise, recompute, upcast
 from specs.moe import BALANCE_STEP
 
-ACTIVATIONS = {**ACTIVATIONS, "silu": nn.silu}
+ACTIVATIONS = {**gpt.ACTIVATIONS, "silu": nn.silu}
 
 
 class Experts(nn.Module):
@@ -83,7 +70,7 @@ class MixtureOfExperts(nn.Module):
         self.router = Linear(spec.n_embd, spec.n_experts, bias=False)
         self.experts = Experts(spec)
         if spec.n_shared_experts:
-            self.shared = MLP(spec)
+            self.shared = gpt.MLP(spec)
         if spec.balance == "bias":
             self.balance_bias = mx.zeros(spec.n_experts)
             self.freeze(keys=["balance_bias"], recurse=False)
@@ -122,16 +109,8 @@ class MixtureOfExperts(nn.Module):
         return T * (self.spec.balance_coef * balance + self.spec.z_loss_coef * z), load
 
 
-class Block(nn.Module):
+class Block(gpt.Block):
     """One layer: x (B, T, C) → (B, T, C)."""
-
-    def __init__(self, spec, dtype):
-        super().__init__()
-        self.dropout, self.dtype = spec.dropout, dtype
-        self.mixer_norm = RMSNorm(spec.n_embd, spec.norm_eps)
-        self.mixer = Attention(spec)
-        self.mlp_norm = RMSNorm(spec.n_embd, spec.norm_eps)
-        self.mlp = MixtureOfExperts(spec, dtype)
 
     def __call__(self, x, cos, sin, mask, key=None, cache=None, routed=False):
         """With `routed` also what the mixture of experts tells then."""
@@ -143,47 +122,27 @@ class Block(nn.Module):
         return (x, *told) if routed else x
 
 
-class Model(nn.Module):
+class Model(gpt.Model):
     """tokens (B, T) → logits (B, T, V). `key` (B,) int32 turns dropout and router noise on;
     `routed`, a list, is given (what joins the loss, load) of each layer."""
 
-    def __init__(self, spec, dtype=mx.float32):
-        super().__init__()
-        C, V = spec.n_embd, spec.vocab_size
-        self.spec, self.dtype, self.recompute = spec, dtype, False
-        self.embed = Embedding(V, C)
-        self.layers = [Block(spec, dtype) for _ in range(spec.n_layer)]
-        self.norm = RMSNorm(C, spec.norm_eps)
-        if not spec.tie_embeddings:
-            self.lm_head = Linear(C, V, bias=False)
-        self._rotary = RotaryTable(spec.rotary)
+    def block(self, i):
+        spec, dtype = self.spec, self.dtype
+        return Block(spec, dtype, gpt.Attention(spec), MixtureOfExperts(spec, dtype))
 
     def __call__(self, tokens, cache=None, key=None, routed=None):
-        return self.head(self.hidden(tokens, cache, key, routed))
-
-    def hidden(self, tokens, cache=None, key=None, routed=None):
-        """What the head reads, (B, T, C)."""
-        cache = adapted(cache, self.spec)
-        first = cache[0] if cache else self.make_cache()[0]
-        start, T, mask = first.offset, tokens.shape[1], first.make_mask(tokens)
-        x = self.embed(tokens)
-        if self.spec.embed_scale:
-            x = x * self.spec.n_embd**0.5
-        cos, sin = self._rotary(start, T)
-        x = dropout(x, self.spec.dropout, key)
+        if routed is None:
+            return super().__call__(tokens, cache, key)
+        x, context = self.enter(tokens, None, key)
         for i, layer in enumerate(self.layers):
-            args = (x, cos, sin, mask, fold(key, i))
-            call = partial(recompute, layer) if self.recompute and cache is None else layer
-            if routed is None:
-                x = call(*args, *(cache[i],) if cache else ())
-            else:
-                x, *told = call(*args, None, True)
-                routed.append(told)
-        return self.norm(x).astype(self.dtype)
+            args = (x, *context, fold(key, i), None, True)
+            x, *told = recompute(layer, *args) if self.recompute else layer(*args)
+            routed.append(told)
+        return self.head(self.leave(x))
 
-    def head(self, x):
-        """Logits (B, T, V) of x (B, T, C)."""
-        return upcast(self.embed.as_linear(x) if self.spec.tie_embeddings else self.lm_head(x))
+    def embedded(self, tokens, start):
+        x = super().embedded(tokens, start)
+        return x * self.spec.n_embd**0.5 if self.spec.embed_scale else x
 
     def balance(self, loads, good):
         """Move the balance biases one step towards equal load, where `good` is true."""
@@ -191,9 +150,3 @@ class Model(nn.Module):
             if self.spec.balance == "bias":
                 away = mx.sign(load.sum() - load * self.spec.n_experts)
                 layer.mlp.balance_bias += BALANCE_STEP * (away * good)
-
-    def make_cache(self, batch_size=1, length=None, kind="auto"):
-        """One cache a layer; "cache" is the only kind."""
-        if kind != "auto":
-            self.spec.check_decode_kind(kind)
-        return [KeyValueCache() for _ in self.layers]

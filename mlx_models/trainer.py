@@ -85,8 +85,7 @@ class Trainer:
     def lanes(self, B):
         """(stream, its rows of B) of what is computed side by side; a step that saves memory, or
         is compiled for one stream, has all in one."""
-        alone = self.compiled or self.model.recompute
-        streams = [mx.default_stream(mx.default_device())] if alone else side_by_side(B)
+        streams = side_by_side(1 if self.compiled or self.model.recompute else B)
         cuts = [B * i // len(streams) for i in range(len(streams) + 1)]
         return [(stream, slice(*cut)) for stream, cut in zip(streams, pairwise(cuts), strict=True)]
 

@@ -25,16 +25,16 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from specs import base
 from specs.base import Param, linear, norm, rotary_angles
 from specs.init import normal
+from specs.layered import Layered
 
 GPT2 = {"norm": "layernorm", "pos": "learned", "mlp": "gelu_tanh", "bias": True, "dropout": 0.1,
         "vocab_size": 50257, "block_size": 1024}
 NANOGPT = {"norm": "layernorm", "pos": "learned", "mlp": "gelu"}
 
 
-class GroupedHeads(base.Spec):
+class GroupedHeads(Layered):
     """What softmax attention with grouped heads needs of a spec, here and in architectures that
     share it; each declares the fields that it has."""
 
@@ -72,11 +72,6 @@ class GroupedHeads(base.Spec):
     def head_size(self) -> int:
         """D: by default C/H."""
         return self.head_dim or self.n_embd // self.n_head
-
-    @property
-    def out_std(self) -> float:
-        """Of the initial weights of each projection that joins the residual stream."""
-        return 0.02 / (2 * self.n_layer) ** 0.5
 
     def attention(self, path: str) -> Iterator[Param]:
         """The parameters of the module `path`."""
@@ -151,29 +146,21 @@ class Spec(GroupedHeads):
         return self.block_size if self.pos == "learned" else None
 
     def params(self) -> tuple[Param, ...]:
-        C, V = self.n_embd, self.vocab_size
-        table = [Param("embed.weight", (V, C), normal(0.02), "embed")]
+        table = super().params()
         if self.pos == "learned":
-            table += [Param("pos_embed.weight", (self.block_size, C), normal(0.02), "embed")]
-        for i in range(self.n_layer):
-            table += self._layer(f"layers.{i}")
-        table += self._norm("norm")
-        if not self.tie_embeddings:
-            table += [Param("lm_head.weight", (V, C), normal(0.02), "head")]
-        return tuple(table)
+            shape = self.block_size, self.n_embd
+            table = table[0], Param("pos_embed.weight", shape, normal(0.02), "embed"), *table[1:]
+        return table
 
-    def _layer(self, path: str) -> Iterator[Param]:
+    def layer(self, i: int, path: str) -> Iterator[Param]:
         C, F = self.n_embd, self.mlp_width
-        yield from self._norm(f"{path}.mixer_norm")
+        yield from self.residual_norm(f"{path}.mixer_norm")
         yield from self.attention(f"{path}.mixer")
-        yield from self._norm(f"{path}.mlp_norm")
+        yield from self.residual_norm(f"{path}.mlp_norm")
         if self.mlp == "swiglu":
             yield from self.linear(f"{path}.mlp.gate_proj", F, C)
         yield from self.linear(f"{path}.mlp.up_proj", F, C)
         yield from self.linear(f"{path}.mlp.down_proj", C, F, self.out_std)
-
-    def _norm(self, path: str) -> Iterator[Param]:
-        return norm(path, self.n_embd, self.norm == "layernorm")
 
     def flops_per_token(self, T: int) -> float:
         """The products with all matrices, and those with the keys and values that are visible."""
@@ -187,9 +174,3 @@ class Spec(GroupedHeads):
         """Keys and values of all tokens, or of those that a window still shows the next one."""
         seen = T if self.window is None else min(T, self.window - 1 + self.sinks)
         return 4 * self.n_layer * 2 * seen * self.kv_heads * self.head_size
-
-    def decode_traffic(self, T: int, kind: str = "auto") -> int:
-        """All weights, but of the tables that are only looked up in; keys and values are read."""
-        head = self.n_embd * self.vocab_size
-        layers = sum(param.size for param in self.params() if param.group in ("hidden", "vector"))
-        return 4 * (layers + head) + self.decode_state_bytes(T, kind)

@@ -28,16 +28,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from specs import base
 from specs.base import Param, linear, norm, rotary_angles
-from specs.init import normal
+from specs.layered import Layered
 
 NOTE = {"vocab_size": 49152, "n_embd": 512, "n_head": 8, "q_lora_rank": 128, "kv_lora_rank": 128,
         "qk_nope_head_dim": 0, "qk_rope_head_dim": 64, "v_head_dim": 64, "attn_bias": True}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spec(base.Spec):
+class Spec(Layered):
     """The default has no bottleneck before the queries. `None` means: decided from the rest."""
 
     n_head: int = 4
@@ -53,7 +52,6 @@ class Spec(base.Spec):
     tie_embeddings: bool = True
 
     # What gpt's block and model, which this one shares, have as options
-    norm: ClassVar[str] = "rmsnorm"
     pos: ClassVar[str] = "rope"
     mlp: ClassVar[str] = "swiglu"
     bias: ClassVar[bool] = False
@@ -99,20 +97,9 @@ class Spec(base.Spec):
         """F: by default 8·C/3, three matrices in the place of two."""
         return self.d_ff or self.n_embd * 8 // 3
 
-    def params(self) -> tuple[Param, ...]:
-        C, V = self.n_embd, self.vocab_size
-        table = [Param("embed.weight", (V, C), normal(0.02), "embed")]
-        for i in range(self.n_layer):
-            table += self._layer(f"layers.{i}")
-        table += norm("norm", C)
-        if not self.tie_embeddings:
-            table += [Param("lm_head.weight", (V, C), normal(0.02), "head")]
-        return tuple(table)
-
-    def _layer(self, path: str) -> Iterator[Param]:
+    def layer(self, i: int, path: str) -> Iterator[Param]:
         C, H, F, bias = self.n_embd, self.n_head, self.mlp_width, self.attn_bias
         rq, rkv, rope = self.q_lora_rank, self.kv_lora_rank, self.qk_rope_head_dim
-        out = 0.02 / (2 * self.n_layer) ** 0.5  # each of them joins the residual stream
         yield from norm(f"{path}.mixer_norm", C)
         if rq is None:
             yield from linear(f"{path}.mixer.q_proj", H * self.head_size, C)
@@ -124,11 +111,11 @@ class Spec(base.Spec):
         yield from norm(f"{path}.mixer.kv_a_norm", rkv)
         yield from linear(f"{path}.mixer.kv_b_proj",
                           H * (self.qk_nope_head_dim + self.v_head_dim), rkv)
-        yield from linear(f"{path}.mixer.o_proj", C, H * self.v_head_dim, out, bias)
+        yield from linear(f"{path}.mixer.o_proj", C, H * self.v_head_dim, self.out_std, bias)
         yield from norm(f"{path}.mlp_norm", C)
         yield from linear(f"{path}.mlp.gate_proj", F, C)
         yield from linear(f"{path}.mlp.up_proj", F, C)
-        yield from linear(f"{path}.mlp.down_proj", C, F, out)
+        yield from linear(f"{path}.mlp.down_proj", C, F, self.out_std)
 
     def absorbs(self, T: int, S: int) -> bool:
         """Whether T new tokens behind S − T earlier ones should attend to the latents themselves.
@@ -153,12 +140,6 @@ class Spec(base.Spec):
     def decode_state_bytes(self, T: int, kind: str = "auto") -> int:
         """Latents and rotated keys of all tokens."""
         return 4 * self.n_layer * T * (self.kv_lora_rank + self.qk_rope_head_dim)
-
-    def decode_traffic(self, T: int, kind: str = "auto") -> int:
-        """All weights, but of the tables that are only looked up in; the state is read."""
-        head = self.n_embd * self.vocab_size
-        layers = sum(param.size for param in self.params() if param.group in ("hidden", "vector"))
-        return 4 * (layers + head) + self.decode_state_bytes(T, kind)
 
     def rotary(self, start: int, T: int) -> np.ndarray:
         """Angles at positions start … start+T−1, (T, rope/2) in float64."""

@@ -65,8 +65,11 @@ class Spec(GroupedHeads):
     z_loss_coef: float = 0.0
     embed_scale: bool = False
 
-    window: ClassVar[None] = None  # what else gpt's attention has as options
+    # What gpt's attention and model, which this one shares, have as options
+    pos: ClassVar[str] = "rope"
+    window: ClassVar[None] = None
     sinks: ClassVar[int] = 0
+    logit_softcap: ClassVar[None] = None
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "tiny": {"n_layer": 2, "n_embd": 32, "n_kv_head": 2, "d_ff": 24, "n_experts": 4,
@@ -123,17 +126,7 @@ class Spec(GroupedHeads):
     def routed(self) -> bool:
         return True
 
-    def params(self) -> tuple[Param, ...]:
-        C, V = self.n_embd, self.vocab_size
-        table = [Param("embed.weight", (V, C), normal(0.02), "embed")]
-        for i in range(self.n_layer):
-            table += self._layer(f"layers.{i}")
-        table += norm("norm", C)
-        if not self.tie_embeddings:
-            table += [Param("lm_head.weight", (V, C), normal(0.02), "head")]
-        return tuple(table)
-
-    def _layer(self, path: str) -> Iterator[Param]:
+    def layer(self, i: int, path: str) -> Iterator[Param]:
         C, E, F = self.n_embd, self.n_experts, self.expert_width
         yield from norm(f"{path}.mixer_norm", C)
         yield from self.attention(f"{path}.mixer")

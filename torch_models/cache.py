@@ -108,3 +108,29 @@ class KeyValueCache:
         copy = KeyValueCache(self.window, self.sinks)
         copy.k, copy.v, copy.offset = self.k.take(index, 0), self.v.take(index, 0), self.offset
         return copy
+
+
+class ConstantCache:
+    """What a recurrence keeps: arrays (B, …) of constant size by name, none before the first
+    token."""
+
+    def __init__(self):
+        self.held, self.offset = {}, 0
+
+    def get(self, name):
+        return self.held.get(name)
+
+    def put(self, T, **arrays):
+        """These in the place of all others, T tokens later."""
+        self.held, self.offset = arrays, self.offset + T
+
+    @property
+    def nbytes(self):
+        return sum(array.nbytes for array in self.held.values())
+
+    def take(self, index):
+        """A copy that holds these sequences of the batch only."""
+        copy = ConstantCache()
+        copy.held = {name: array.index_select(0, index) for name, array in self.held.items()}
+        copy.offset = self.offset
+        return copy

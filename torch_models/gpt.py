@@ -14,7 +14,6 @@ from torch import nn
 from torch_models.cache import KeyValueCache
 from torch_models.layers import (
     Embedding,
-    LayerNorm,
     Linear,
     RMSNorm,
     Rotary,
@@ -22,16 +21,14 @@ from torch_models.layers import (
     attention,
     dropout,
     fold,
-    recompute,
-    upcast,
 )
+from torch_models.model import NORMS, LanguageModel
 
 
 def relu2(x):
     return torch.square(F.relu(x))
 
 
-NORMS = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
 ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh"), "swiglu": F.silu,
                "relu2": relu2}
 
@@ -109,54 +106,34 @@ class Block(nn.Module):
         return x + dropout(h, self.dropout, fold(key, 1))
 
 
-class Model(nn.Module):
-    """tokens (B, T) → logits (B, T, V). `key` (B,) int32 turns dropout on."""
+class Model(LanguageModel):
+    """The frame with masks and rotary positions for all layers, learned ones, and a soft cap."""
 
     def __init__(self, spec, dtype=torch.float32):
-        super().__init__()
-        C, V = spec.n_embd, spec.vocab_size
-        self.spec, self.dtype, self.recompute = spec, dtype, False
-        self.embed = Embedding(V, C)
+        super().__init__(spec, dtype)
         if spec.pos == "learned":
-            self.pos_embed = Embedding(spec.block_size, C)
-        self.layers = nn.ModuleList(self.block() for _ in range(spec.n_layer))
-        self.norm = NORMS[spec.norm](C, spec.norm_eps)
-        if not spec.tie_embeddings:
-            self.lm_head = Linear(C, V, bias=False)
+            self.pos_embed = Embedding(spec.block_size, spec.n_embd)
         self._rotary = RotaryTable(spec.rotary)
 
-    def block(self):
+    def block(self, i):
         return Block(self.spec, self.dtype, Attention(self.spec), MLP(self.spec))
 
-    def forward(self, tokens, cache=None, key=None):
-        return self.head(self.hidden(tokens, cache, key))
+    def new_cache(self):
+        return KeyValueCache(self.spec.window, self.spec.sinks)
 
-    def hidden(self, tokens, cache=None, key=None):
-        """What the head reads, (B, T, C)."""
-        first = cache[0] if cache else self.make_cache()[0]
-        start, T, mask = first.offset, tokens.shape[1], first.make_mask(tokens)
-        self.spec.check_length(start + T)
-        x = self.embed(tokens)
+    def embedded(self, tokens, start):
+        x = super().embedded(tokens, start)
         if self.spec.pos == "learned":
-            x = x + self.pos_embed(torch.arange(start, start + T, device=x.device))
-        cos, sin = self._rotary(start, T, x) if self.spec.pos == "rope" else (None, None)
-        x = dropout(x, self.spec.dropout, key)
-        for i, layer in enumerate(self.layers):
-            args = (x, cos, sin, mask, fold(key, i))
-            if cache is not None:
-                x = layer(*args, cache[i])
-            else:
-                x = recompute(layer, *args) if self.recompute else layer(*args)
-        return self.norm(x).to(self.dtype)
+            x = x + self.pos_embed(torch.arange(start, start + tokens.shape[1], device=x.device))
+        return x
+
+    def context(self, tokens, start, cache):
+        """(cos, sin, mask): see `RotaryTable` and `KeyValueCache.make_mask`."""
+        rope = self.spec.pos == "rope"
+        cos, sin = self._rotary(start, tokens.shape[1], self.embed.weight) if rope else (None, None)
+        return cos, sin, cache.make_mask(tokens)
 
     def head(self, x):
         """Logits (B, T, V) of x (B, T, C)."""
-        logits = self.embed.as_linear(x) if self.spec.tie_embeddings else self.lm_head(x)
-        logits, cap = upcast(logits), self.spec.logit_softcap
+        logits, cap = super().head(x), self.spec.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
-
-    def make_cache(self, batch_size=1, length=None, kind="auto"):
-        """One cache a layer; "cache" is the only kind."""
-        if kind != "auto":
-            self.spec.check_decode_kind(kind)
-        return [KeyValueCache(self.spec.window, self.spec.sinks) for _ in self.layers]

@@ -11,7 +11,9 @@ class PromptCache:
     @property
     def state(self):
         """Arrays to wait for."""
-        return [getattr(part, "buffer", None) for part in vars(self).values()]
+        parts = vars(self).values()
+        return [part if isinstance(part, dict) else getattr(part, "buffer", None)
+                for part in parts]
 
 
 class PromptKeyValueCache(PromptCache):

@@ -1,4 +1,4 @@
-"""The softmax transformers in all their forms, small, and what their tests compare with."""
+"""The architectures in all their forms, small, and what their tests compare with."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from parity.cases import lively_weights
 from specs import spec_type
 from specs.backend import Arrays, Backend, Dtype
 from specs.base import Spec
@@ -18,6 +19,13 @@ FORMS: dict[str, dict[str, Any]] = {
     "gpt-sinks": {"window": 6, "sinks": 3, "n_kv_head": 1},
     "gpt-relu2": {"mlp": "relu2", "pos": "none", "logit_softcap": 3.0},
     "gpt-gelu": {"mlp": "gelu", "norm": "layernorm", "qk_norm": True},
+    "moe-mixtral": {"tie_embeddings": False},
+    "moe-qwen3": {"qk_norm": True, "head_dim": 12, "n_experts": 6, "n_experts_per_tok": 3,
+                  "norm_topk_prob": False},
+    "moe-shared": {"n_shared_experts": 2, "balance": "bias", "router_noise": 0.1, "n_experts": 9},
+    "moe-gelu": {"expert_mlp": "gelu", "embed_scale": True, "d_ff": 7},
+    "moe-silu": {"expert_mlp": "silu", "n_experts": 3, "n_experts_per_tok": 1},
+    "moe-all": {"n_experts": 2, "z_loss_coef": 0.01},
     "mla-deepseek": {"tie_embeddings": False},
     "mla-fullq": {"q_lora_rank": None, "v_head_dim": 12},
     "mla-nope0": {"qk_nope_head_dim": 0, "qk_rope_head_dim": 8, "v_head_dim": 8, "attn_bias": True},
@@ -27,6 +35,12 @@ FORMS: dict[str, dict[str, Any]] = {
 def spec_of(form: str, **fields: Any) -> Spec:
     tiny = spec_type(form.partition("-")[0]).preset("tiny", block_size=64)
     return tiny.replace(**{**FORMS[form], **fields})
+
+
+def weights_of(spec: Spec, seed: int = 0) -> Arrays:
+    """Initial weights, but with nothing constant and with routers that have preferences."""
+    return {name: 5 * w if "router" in name else w
+            for name, w in lively_weights(spec, seed).items()}
 
 
 def tokens(B: int = 2, T: int = 40, seed: int = 0) -> np.ndarray:

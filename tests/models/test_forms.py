@@ -1,4 +1,4 @@
-"""What holds for every form of a softmax transformer, on both panels: decoding is exact, nothing
+"""What holds for every form of every architecture, on both panels: decoding is exact, nothing
 sees what follows, precision is where it is named."""
 
 from __future__ import annotations
@@ -8,9 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from specs import init_weights
 from specs.backend import Backend, Batch, Dtype, load_backend
-from tests.models.forms import FORMS, close, logits, spec_of, tokens
+from tests.models.forms import FORMS, close, logits, spec_of, tokens, weights_of
 
 each_form = pytest.mark.parametrize("form", FORMS)
 
@@ -20,7 +19,7 @@ each_form = pytest.mark.parametrize("form", FORMS)
 def test_no_later_token_changes_an_earlier_logit(backend: Backend, form: str,
                                                  dtype: Dtype) -> None:
     spec = spec_of(form)
-    model = backend.build(spec, init_weights(spec), dtype)
+    model = backend.build(spec, weights_of(spec), dtype)
     data = tokens()
     before = backend.logits(model, data)
     for t in (1, 25, 39):
@@ -36,7 +35,7 @@ def test_no_later_token_changes_an_earlier_logit(backend: Backend, form: str,
 def test_decoding_in_pieces_is_the_full_forward(backend: Backend, form: str,
                                                 pieces: list[int]) -> None:
     spec = spec_of(form)
-    model, data = backend.build(spec, init_weights(spec)), tokens(3, 41)
+    model, data = backend.build(spec, weights_of(spec)), tokens(3, 41)
     decoder = backend.decoder(model, 3)
     found = [decoder.prefill(piece)
              for piece in np.split(data[:, :40], np.cumsum(pieces)[:-1], axis=1)]
@@ -50,7 +49,7 @@ def test_decoding_in_pieces_is_the_full_forward(backend: Backend, form: str,
 @pytest.mark.parametrize("T", [1, 5, 6, 21])
 def test_state_bytes_are_what_the_spec_says(backend: Backend, form: str, T: int) -> None:
     spec = spec_of(form)
-    decoder = backend.decoder(backend.build(spec, init_weights(spec)), 2)
+    decoder = backend.decoder(backend.build(spec, weights_of(spec)), 2)
     decoder.prefill(tokens(2, T))
     assert decoder.state_bytes() == 2 * spec.decode_state_bytes(T)
 
@@ -58,7 +57,7 @@ def test_state_bytes_are_what_the_spec_says(backend: Backend, form: str, T: int)
 @each_form
 def test_recompute_changes_nothing(backend: Backend, form: str) -> None:
     spec = spec_of(form, dropout=0.2)
-    weights, data = init_weights(spec), tokens()
+    weights, data = weights_of(spec), tokens()
     batch = Batch(data, data, np.array([3, -8], np.int32))
     (loss, grads), (again, grads_again) = (
         backend.loss_and_grads(backend.build(spec, weights, recompute=recompute), batch)
@@ -71,7 +70,7 @@ def test_recompute_changes_nothing(backend: Backend, form: str) -> None:
 @each_form
 def test_both_panels_drop_the_same_elements(form: str) -> None:
     spec = spec_of(form, dropout=0.3)
-    weights, data, losses = init_weights(spec), tokens(), set()
+    weights, data, losses = weights_of(spec), tokens(), set()
     for keys in ([1, 2], [1, 3], None):
         batch = Batch(data, data, keys and np.array(keys, np.int32))
         one, two = (backend.loss_and_grads(backend.build(spec, weights), batch)[0]
@@ -85,7 +84,7 @@ def test_both_panels_drop_the_same_elements(form: str) -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_stays_near_float32(backend: Backend, form: str, dtype: Dtype) -> None:
     spec = spec_of(form)
-    weights = init_weights(spec)
+    weights = weights_of(spec)
     exact, half = logits(backend, spec, weights), logits(backend, spec, weights, dtype)
     eps = {"bfloat16": 2**-8, "float16": 2**-11}[dtype]
     assert half.dtype == np.float32
@@ -96,7 +95,7 @@ def test_half_precision_stays_near_float32(backend: Backend, form: str, dtype: D
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_decodes_as_it_reads(backend: Backend, form: str, dtype: Dtype) -> None:
     spec, data = spec_of(form), tokens()
-    model = backend.build(spec, init_weights(spec), dtype)
+    model = backend.build(spec, weights_of(spec), dtype)
     decoder = backend.decoder(model, 2)
     found = [decoder.prefill(piece) for piece in np.split(data, [3, 4, 5, 9, 10], axis=1)]
     assert 4 * decoder.state_bytes() == 2 * 2 * spec.decode_state_bytes(40)
@@ -110,10 +109,10 @@ def test_named_places_are_in_float32(backend: Backend, form: str) -> None:
     """Norms and the residual stream, whatever the dtype of the products; in between it is that."""
     spec = spec_of(form)
     data = tokens(1, 9)
-    model = backend.build(spec, init_weights(spec), "float16")
+    model = backend.build(spec, weights_of(spec), "float16")
     dtypes = {call.path: call.output.dtype for call in backend.trace(model, Batch(data, data))}
     for path, dtype in dtypes.items():
-        inner = path.endswith(("proj", "mixer", "mlp", "lm_head"))
+        inner = path.endswith(("proj", "mixer", "mlp", "lm_head", "experts", "shared"))
         assert dtype == (np.float16 if inner else np.float32), path
 
 
@@ -122,7 +121,7 @@ def test_named_places_are_in_float32(backend: Backend, form: str) -> None:
 def test_the_referee_stays_in_float64(form: str) -> None:
     backend, spec = load_backend("torch", "cpu"), spec_of(form)
     data = tokens(1, 9)
-    model = backend.build(spec, init_weights(spec), "float64")
+    model = backend.build(spec, weights_of(spec), "float64")
     calls = backend.trace(model, Batch(data, data), grads=True)
     assert {array.dtype for call in calls for array in (call.output, call.grad)} == {
         np.dtype(np.float64)}

@@ -11,8 +11,8 @@ import pytest
 from specs import init_weights
 from specs.backend import Arrays, Backend, Batch, Dtype, OptimizerSettings, load_backend
 from specs.base import Spec
-from tests.models.test_gpt import close, tokens
-from tests.models.test_moe import batch_of, each_form, spec_of, weights_of
+from tests.models.forms import close, spec_of, tokens, weights_of
+from tests.models.test_moe import batch_of, each_form
 
 
 def training_pass(backend: Backend, spec: Spec, weights: Arrays, batch: Batch) -> Any:
@@ -55,7 +55,7 @@ def test_choices_and_penalties(form: str, backend: Backend) -> None:
 
 
 def test_a_uniform_router_has_a_balance_loss_of_one(backend: Backend) -> None:
-    spec = spec_of("mixtral", aux_loss_coef=1.0)
+    spec = spec_of("moe-mixtral", aux_loss_coef=1.0)
     weights = {name: 0 * w if "router" in name else w for name, w in init_weights(spec).items()}
     batch = batch_of(spec)
     _, added, _ = training_pass(backend, spec, weights, batch)
@@ -89,7 +89,7 @@ def test_micro_batches_and_recompute_change_nothing(backend: Backend, form: str)
 
 
 def test_training_adds_the_penalties_and_reports_cross_entropy(backend: Backend) -> None:
-    spec = spec_of("mixtral")
+    spec = spec_of("moe-mixtral")
     batch = batch_of(spec)
     loss, grads = backend.loss_and_grads(backend.build(spec, weights_of(spec)), batch)
     norm = np.sqrt(sum(np.linalg.norm(grad) ** 2 for grad in grads.values()))
@@ -104,7 +104,7 @@ def test_training_adds_the_penalties_and_reports_cross_entropy(backend: Backend)
 
 
 def test_the_bias_moves_towards_equal_load(backend: Backend) -> None:
-    spec = spec_of("shared", n_layer=1)
+    spec = spec_of("moe-shared", n_layer=1)
     before = weights_of(spec)["layers.0.mlp.balance_bias"]
     progress, weights = train(backend, spec, [batch_of(spec)])
     load = progress.load[0]
@@ -117,7 +117,7 @@ def test_the_bias_moves_towards_equal_load(backend: Backend) -> None:
 
 def test_the_bias_balances(backend: Backend) -> None:
     """With a router that never learns."""
-    spec = spec_of("shared", n_layer=1, router_noise=0.0)
+    spec = spec_of("moe-shared", n_layer=1, router_noise=0.0)
     model = backend.build(spec, {**weights_of(spec), "layers.0.mlp.balance_bias": np.zeros(
         9, np.float32)})
     trainer, batch, spread = backend.trainer(model, OptimizerSettings()), batch_of(spec), []
@@ -128,7 +128,7 @@ def test_the_bias_balances(backend: Backend) -> None:
 
 
 def test_a_step_that_is_not_finite_moves_no_bias(backend: Backend) -> None:
-    spec = spec_of("shared", n_layer=1)
+    spec = spec_of("moe-shared", n_layer=1)
     weights = weights_of(spec)
     weights["layers.0.mlp.shared.up_proj.weight"][0] = np.nan
     model = backend.build(spec, weights)
@@ -141,7 +141,7 @@ def test_a_step_that_is_not_finite_moves_no_bias(backend: Backend) -> None:
 
 def test_both_panels_draw_the_same() -> None:
     """Dropout and router noise, by the rows' keys."""
-    spec, losses = spec_of("shared", dropout=0.2, router_noise=0.5), set()
+    spec, losses = spec_of("moe-shared", dropout=0.2, router_noise=0.5), set()
     for keys in ([1, 2], [1, 3], None):
         batch = Batch(tokens(), tokens(), keys and np.array(keys, np.int32))
         one, two = (backend.loss_and_grads(backend.build(spec, weights_of(spec)), batch)[0]

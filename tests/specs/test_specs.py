@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,70 +52,52 @@ def test_initial_weights_are_these_bytes() -> None:
     np.testing.assert_allclose(first, [0.00610996, -0.01984348, 0.01840255], rtol=1e-6)
 
 
-@pytest.mark.parametrize("fields, message", [
-    ({"n_layer": 0}, "bdh: n_layer = 0 must be at least 1"),
-    ({"n_layer": "6"}, "n_layer = '6' must be a whole number"),
-    ({"n_layer": True}, "n_layer = True must be a whole number"),
-    ({"dropout": 1.0}, "bdh: dropout = 1.0 must be at least 0 and below 1"),
-    ({"share_layers": 1}, "share_layers = 1 must be true or false"),
-    ({"score_scale": "root"}, "score_scale = 'root' must be one of none, sqrt, linear"),
-    ({"window": 1}, "bdh: window = 1 must be null or at least 2"),
-    ({"n_heads": 4}, "bdh has no field 'n_heads'; did you mean 'n_head'?"),
-], ids=lambda value: next(iter(value)) if isinstance(value, dict) else "")
-def test_a_bad_field_is_named(fields: dict, message: str) -> None:
-    with pytest.raises(UserError) as error:
-        spec_type("bdh").from_dict(fields)
-    assert str(error.value).startswith(message)
+BAD_FIELDS: list[tuple[str, dict[str, Any], str]] = [
+    ("bdh", {"n_layer": 0}, "n_layer = 0 must be at least 1"),
+    ("bdh", {"n_layer": "6"}, "n_layer = '6' must be a whole number"),
+    ("bdh", {"n_layer": True}, "n_layer = True must be a whole number"),
+    ("bdh", {"dropout": 1.0}, "dropout = 1.0 must be at least 0 and below 1"),
+    ("bdh", {"share_layers": 1}, "share_layers = 1 must be true or false"),
+    ("bdh", {"score_scale": "root"}, "score_scale = 'root' must be one of none, sqrt, linear"),
+    ("bdh", {"window": 1}, "window = 1 must be null or at least 2"),
+    ("bdh", {"n_heads": 4}, "bdh has no field 'n_heads'; did you mean 'n_head'?"),
+    ("gpt", {"n_kv_head": 3}, "n_kv_head = 3 must be null or a divisor of n_head = 4"),
+    ("gpt", {"n_kv_head": 0}, "n_kv_head = 0 must be null or a divisor of n_head = 4"),
+    ("gpt", {"n_embd": 30}, "n_embd = 30 must be a multiple of n_head = 4 unless"),
+    ("gpt", {"n_embd": 36}, "n_embd = 36 must be such that heads have an even size"),
+    ("gpt", {"head_dim": 7}, "head_dim = 7 must be such that heads have an even size"),
+    ("gpt", {"head_dim": 0}, "head_dim = 0 must be null or at least 1"),
+    ("gpt", {"pos": "alibi"}, "pos = 'alibi' must be one of learned, rope, none"),
+    ("gpt", {"mlp": "silu"}, "mlp = 'silu' must be one of gelu, gelu_tanh, swiglu, relu2"),
+    ("gpt", {"window": 1}, "window = 1 must be null or at least 2"),
+    ("gpt", {"sinks": 4}, "sinks = 4 must be 0, or positive beside a window"),
+    ("gpt", {"logit_softcap": 0}, "logit_softcap = 0.0 must be null or positive"),
+    ("moe", {"n_experts": 0}, "n_experts = 0 must be at least 1"),
+    ("moe", {"n_experts_per_tok": 9}, "n_experts_per_tok = 9 must be between 1 and n_experts = 8"),
+    ("moe", {"n_experts_per_tok": 0}, "n_experts_per_tok = 0 must be between 1 and n_experts = 8"),
+    ("moe", {"expert_mlp": "relu"}, "expert_mlp = 'relu' must be one of swiglu, gelu, silu"),
+    ("moe", {"n_shared_experts": -1}, "n_shared_experts = -1 must be 0 or more"),
+    ("moe", {"balance": "luck"}, "balance = 'luck' must be one of loss, bias"),
+    ("moe", {"aux_loss_coef": -0.1}, "aux_loss_coef = -0.1 must be null, or 0 or more"),
+    ("moe", {"router_noise": -1}, "router_noise = -1.0 must be 0 or more"),
+    ("moe", {"n_kv_head": 3}, "n_kv_head = 3 must be null or a divisor of n_head = 4"),
+    ("moe", {"head_dim": 7}, "head_dim = 7 must be such that heads have an even size"),
+    ("mla", {"n_head": 0}, "n_head = 0 must be at least 1"),
+    ("mla", {"q_lora_rank": 1}, "q_lora_rank = 1 must be null or at least 2"),
+    ("mla", {"kv_lora_rank": 1}, "kv_lora_rank = 1 must be at least 2"),
+    ("mla", {"qk_nope_head_dim": -1}, "qk_nope_head_dim = -1 must be at least 0"),
+    ("mla", {"qk_rope_head_dim": 5}, "qk_rope_head_dim = 5 must be even and at least 2"),
+    ("mla", {"qk_rope_head_dim": 0}, "qk_rope_head_dim = 0 must be even and at least 2"),
+    ("mla", {"n_kv_head": 2}, "mla has no field 'n_kv_head'"),
+    ("mla", {"window": 4}, "mla has no field 'window'"),
+]
 
 
-@pytest.mark.parametrize("fields, message", [
-    ({"n_kv_head": 3}, "n_kv_head = 3 must be null or a divisor of n_head = 4"),
-    ({"n_kv_head": 0}, "n_kv_head = 0 must be null or a divisor of n_head = 4"),
-    ({"n_embd": 30}, "n_embd = 30 must be a multiple of n_head = 4 unless head_dim is given"),
-    ({"n_embd": 36}, "n_embd = 36 must be such that heads have an even size for pos = 'rope'"),
-    ({"head_dim": 7}, "head_dim = 7 must be such that heads have an even size for pos = 'rope'"),
-    ({"head_dim": 0}, "head_dim = 0 must be null or at least 1"),
-    ({"pos": "alibi"}, "pos = 'alibi' must be one of learned, rope, none"),
-    ({"mlp": "silu"}, "mlp = 'silu' must be one of gelu, gelu_tanh, swiglu, relu2"),
-    ({"window": 1}, "window = 1 must be null or at least 2"),
-    ({"sinks": 4}, "sinks = 4 must be 0, or positive beside a window"),
-    ({"logit_softcap": 0}, "logit_softcap = 0.0 must be null or positive"),
-], ids=lambda value: "-".join(map(str, *value.items())) if isinstance(value, dict) else "")
-def test_a_bad_field_of_gpt_is_named(fields: dict, message: str) -> None:
+@pytest.mark.parametrize("arch, fields, message", BAD_FIELDS, ids=[
+    "-".join([arch, *map(str, *fields.items())]) for arch, fields, _ in BAD_FIELDS])
+def test_a_bad_field_is_named(arch: str, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
-        spec_type("gpt").from_dict(fields)
-
-
-@pytest.mark.parametrize("fields, message", [
-    ({"n_experts": 0}, "n_experts = 0 must be at least 1"),
-    ({"n_experts_per_tok": 9}, "n_experts_per_tok = 9 must be between 1 and n_experts = 8"),
-    ({"n_experts_per_tok": 0}, "n_experts_per_tok = 0 must be between 1 and n_experts = 8"),
-    ({"expert_mlp": "relu"}, "expert_mlp = 'relu' must be one of swiglu, gelu, silu"),
-    ({"n_shared_experts": -1}, "n_shared_experts = -1 must be 0 or more"),
-    ({"balance": "luck"}, "balance = 'luck' must be one of loss, bias"),
-    ({"aux_loss_coef": -0.1}, "aux_loss_coef = -0.1 must be null, or 0 or more"),
-    ({"router_noise": -1}, "router_noise = -1.0 must be 0 or more"),
-    ({"n_kv_head": 3}, "n_kv_head = 3 must be null or a divisor of n_head = 4"),
-    ({"head_dim": 7}, "head_dim = 7 must be such that heads have an even size"),
-], ids=lambda value: "-".join(map(str, *value.items())) if isinstance(value, dict) else "")
-def test_a_bad_field_of_moe_is_named(fields: dict, message: str) -> None:
-    with pytest.raises(UserError, match=re.escape(message)):
-        spec_type("moe").from_dict(fields)
-
-
-@pytest.mark.parametrize("fields, message", [
-    ({"n_head": 0}, "n_head = 0 must be at least 1"),
-    ({"q_lora_rank": 1}, "q_lora_rank = 1 must be null or at least 2"),
-    ({"kv_lora_rank": 1}, "kv_lora_rank = 1 must be at least 2"),
-    ({"qk_nope_head_dim": -1}, "qk_nope_head_dim = -1 must be at least 0"),
-    ({"qk_rope_head_dim": 5}, "qk_rope_head_dim = 5 must be even and at least 2"),
-    ({"qk_rope_head_dim": 0}, "qk_rope_head_dim = 0 must be even and at least 2"),
-    ({"n_kv_head": 2}, "mla has no field 'n_kv_head'"),
-    ({"window": 4}, "mla has no field 'window'"),
-], ids=lambda value: "-".join(map(str, *value.items())) if isinstance(value, dict) else "")
-def test_a_bad_field_of_mla_is_named(fields: dict, message: str) -> None:
-    with pytest.raises(UserError, match=re.escape(message)):
-        spec_type("mla").from_dict(fields)
+        spec_type(arch).from_dict(fields)
 
 
 def test_a_spec_cannot_change() -> None:
