@@ -28,6 +28,28 @@ def constant(value: float) -> Init:
     return lambda rng, shape: np.full(shape, value, np.float32)
 
 
+def uniform(bound: float) -> Init:
+    """U(−bound, bound)."""
+    return lambda rng, shape: rng.uniform(-bound, bound, shape).astype(np.float32)
+
+
+def values(start: np.ndarray) -> Init:
+    """These numbers, whatever the seed."""
+    return lambda rng, shape: start.reshape(shape).astype(np.float32)
+
+
+def orthogonal(gain: float = 1.0) -> Init:
+    """`gain` times a matrix with orthonormal rows or columns, whichever are fewer, drawn evenly
+    from all of those: the factor Q of a normal matrix, with the signs that leave R's diagonal
+    positive, for a library is free to choose them (Mezzadri, arXiv math-ph/0609050)."""
+    def draw(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        Q, R = np.linalg.qr(rng.standard_normal((max(shape), min(shape))))
+        Q = Q * np.where(np.diagonal(R) < 0, -1.0, 1.0)
+        return gain * (Q if shape[0] >= shape[1] else Q.T)
+
+    return draw
+
+
 def philox(seed: int, *names: object) -> np.random.Philox:
     """The random stream that belongs to (seed, names): a counter-based one, so nothing to save."""
     digest = hashlib.sha256(repr((seed, *names)).encode()).digest()

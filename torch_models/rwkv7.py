@@ -1,0 +1,265 @@
+"""rwkv7 in PyTorch: see specs/rwkv7.py for the equations; the twin is mlx_models/rwkv7.py.
+
+B batch, T time, C width, H heads, D head size, F mlp width, V vocabulary; Q tokens a chunk, N
+chunks. Products with weights take `dtype` inputs; norms, decays, all products with the state, the
+residual stream and logits are in at least float32.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from torch_models.cache import ConstantCache
+from torch_models.layers import LayerNorm, Linear, dropout, fold, upcast
+from torch_models.model import LanguageModel
+
+CHUNK = 32  # tokens; a state times a chunk of decays spans at most e^(0.61·32) = 2.7e8
+HEAD_EPS = 64e-5
+
+
+def token_before(x, cache, name):
+    """h⁻ of h = x (B, T, C): the token before each, of the first one what the cache holds."""
+    last = None if cache is None else cache.get(name)
+    last = torch.zeros_like(x[:, :1]) if last is None else last.to(x.dtype)
+    return torch.cat((last, x[:, :-1]), dim=1)
+
+
+def like(x, parameter):
+    return parameter.to(x.dtype)
+
+
+def low_rank(dims, rank):
+    """Two factors (dims, rank) and (rank, dims)."""
+    return nn.Parameter(torch.empty(dims, rank)), nn.Parameter(torch.empty(rank, dims))
+
+
+def inverse(A):
+    """(I + A)⁻¹ for a strictly lower triangular A (…, Q, Q), by doubling: once the blocks of s rows
+    on the diagonal are inverted, those of 2s are so by one product from each side.
+
+    Powers of A would need fewer steps, but where keys repeat they grow like binomials and
+    cancel; the inverse itself stays small. Its gradient is that of one round of Newton's method,
+    M(2I − (I + A)M), which is exact for an M that is the inverse already.
+    """
+    t = torch.arange(A.shape[-1], device=A.device)
+    fixed, size = A.detach(), 1
+    M = (t[:, None] == t).to(A.dtype)
+    while size < len(t):
+        block = t // size
+        corner = (block[:, None] == block + 1) & (block % 2 == 0)
+        M = M - M @ torch.where(corner, fixed, 0) @ M
+        size *= 2
+    return 2 * M - M @ (M + A @ M)
+
+
+class HeadNorm(nn.Module):
+    """LayerNorm of each head of x (B, T, C), with weight and bias of C entries."""
+
+    def __init__(self, dims, head_dim):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(dims)), nn.Parameter(torch.zeros(dims))
+        self.head_dim = head_dim
+
+    def forward(self, x):
+        y = x.reshape(*x.shape[:-1], -1, self.head_dim)
+        y = F.layer_norm(upcast(y), y.shape[-1:], eps=HEAD_EPS).reshape(x.shape)
+        return y * self.weight + self.bias
+
+
+class TimeMix(nn.Module):
+    """Mixes x (B, T, C) over time; `v_first` (B, T, C) are the values of layer 0."""
+
+    def __init__(self, spec, layer):
+        super().__init__()
+        C, H, D, rank = spec.n_embd, spec.heads, spec.head_dim, spec.ranks
+        self.head_dim, self.first = D, layer == 0
+        self.x_r, self.x_w, self.x_k = (nn.Parameter(torch.empty(C)) for _ in range(3))
+        self.x_v, self.x_a, self.x_g = (nn.Parameter(torch.empty(C)) for _ in range(3))
+        self.w0, self.a0 = (nn.Parameter(torch.empty(C)) for _ in range(2))
+        self.w1, self.w2 = low_rank(C, rank["w"])
+        self.a1, self.a2 = low_rank(C, rank["a"])
+        self.g1, self.g2 = low_rank(C, rank["g"])
+        if not self.first:
+            self.v0 = nn.Parameter(torch.empty(C))
+            self.v1, self.v2 = low_rank(C, rank["v"])
+        self.k_k, self.k_a = (nn.Parameter(torch.empty(C)) for _ in range(2))
+        self.r_k = nn.Parameter(torch.empty(H, D))
+        self.r_proj = Linear(C, C, bias=False)
+        self.k_proj = Linear(C, C, bias=False)
+        self.v_proj = Linear(C, C, bias=False)
+        self.o_proj = Linear(C, C, bias=False)
+        self.ln_x = HeadNorm(C, D)
+
+    def forward(self, x, v_first, cache=None):
+        d = token_before(x, cache, "mixed") - x
+        r, k = self.r_proj(x + d * like(x, self.x_r)), self.k_proj(x + d * like(x, self.x_k))
+        r, k, v = upcast(r), upcast(k), upcast(v_first)
+        w = self.adapted(x + d * like(x, self.x_w), self.w1, self.w2, torch.tanh)
+        a = torch.sigmoid(self.a0 + self.adapted(x + d * like(x, self.x_a), self.a1, self.a2))
+        g = self.adapted(x + d * like(x, self.x_g), self.g1, self.g2, torch.sigmoid)
+        w = -math.exp(-0.5) * torch.sigmoid(self.w0 + w)  # log w
+        if not self.first:
+            z = x + d * like(x, self.x_v)
+            late = torch.sigmoid(self.v0 + self.adapted(z, self.v1, self.v2))
+            own = upcast(self.v_proj(z))
+            v = own + (v - own) * late
+        kappa = self.unit(k * self.k_k)
+        k = k * (1 + (a - 1) * self.k_a)
+        y = self.over_time(r, w, k, v, kappa, kappa * a, cache)
+        if cache is not None:
+            cache.put(x.shape[1], mixed=upcast(x[:, -1:]))
+        bonus = self.heads(r * k).mul(self.r_k).sum(-1, keepdim=True) * self.heads(v)
+        y = self.ln_x(y) + bonus.reshape(y.shape)
+        return self.o_proj((y * g).to(x.dtype))
+
+    def values_of(self, x, cache):
+        """The values of layer 0, (B, T, C), from what it mixes."""
+        d = token_before(x, cache, "mixed") - x
+        return self.v_proj(x + d * like(x, self.x_v))
+
+    def adapted(self, z, down, up, activation=None):
+        """z through two low-rank factors (C, rank) and (rank, C), in at least float32."""
+        z = z @ down.to(z.dtype)
+        return upcast((z if activation is None else activation(z)) @ up.to(z.dtype))
+
+    def heads(self, y):
+        return y.reshape(*y.shape[:2], -1, self.head_dim)
+
+    def unit(self, y):
+        """Each head of y (B, T, C) divided by its length, but at least by 1e-12."""
+        y = self.heads(y)
+        squares = torch.square(y).sum(-1, keepdim=True)
+        return (y * torch.rsqrt(torch.clamp(squares, min=1e-24))).flatten(2)
+
+    def over_time(self, r, w, k, v, kappa, b, cache):
+        """y (B, T, C) by the form that suits T; w are logarithms, b = κ ⊙ a."""
+        inputs = r, w, k, v, kappa, b
+        if cache is None:
+            return self.chunkwise(*inputs)[0]
+        form = self.step if r.shape[1] == 1 else self.chunkwise
+        y, state = form(*inputs, cache.get("state"))
+        cache.put(0, state=state)
+        return y
+
+    def chunkwise(self, r, w, k, v, kappa, b, state=None, chunk=CHUNK):
+        """(y, state after them) for inputs (B, T, C) and a state (B, H, D, D), None for zero.
+
+        What the tokens of a chunk erase, the rows of U, depends on each other and on the state Z
+        before it (its transpose, here): with P the product of the decays up to each token,
+        κ' = κ ⊙ P⁻, r' = r ⊙ P, b' = b/P, k' = k/P,
+            (I + tril(κ' b'ᵀ, −1)) U = −(κ' Z + tril(κ' k'ᵀ, −1) V)
+            y = r' Z + tril(r' b'ᵀ) U + tril(r' k'ᵀ) V,  Z ← P_end ⊙ (Z + b'ᵀ U + k'ᵀ V)
+        """
+        B, T, C = r.shape
+        H, D, Q = C // self.head_dim, self.head_dim, min(chunk, T)
+        if T % Q:  # zeros: neither decay, nor erase, nor write
+            r, w, k, v, kappa, b = (F.pad(y, (0, 0, 0, -T % Q)) for y in (r, w, k, v, kappa, b))
+        r, w, k, v, kappa, b = (y.reshape(B, -1, Q, C) for y in (r, w, k, v, kappa, b))
+        P = torch.exp(torch.cumsum(w, dim=2))
+        before = torch.cat((torch.ones_like(P[:, :, :1]), P[:, :, :-1]), dim=2)
+        over, end = 1 / P, P[:, :, -1:]
+        asks = self.stacked(kappa * before, r * P)  # (B, N, H, 2Q, D)
+        tells = self.stacked(b * over, k * over)
+        V, end = self.stacked(v), self.stacked(end).swapaxes(-1, -2)
+        t = torch.arange(Q, device=r.device)
+        seen = torch.cat((t[:, None] > t, t[:, None] >= t)).to(r.dtype)
+        scores = asks @ tells.swapaxes(-1, -2) * torch.cat((seen, seen), dim=1)
+        M = inverse(scores[..., :Q, :Q])
+        WU = M @ torch.cat((asks[..., :Q, :], scores[..., :Q, Q:] @ V), dim=-1)
+        W, U = WU[..., :D], WU[..., D:]
+        erased, written = tells[..., :Q, :].swapaxes(-1, -2), tells[..., Q:, :].swapaxes(-1, -2)
+        parts = (W, U, erased, written @ V, end)
+        Z = r.new_zeros(B, H, D, D) if state is None else state
+        Z = Z.swapaxes(-1, -2)[:, None]
+        states, gone = [], []
+        for W, U, erased, written, end in zip(*(y.split(1, dim=1) for y in parts), strict=True):
+            U = -(U + W @ Z)
+            states.append(Z)
+            gone.append(U)
+            Z = end * (Z + written + erased @ U)
+        UV = torch.cat((torch.cat(gone, dim=1), V), dim=-2)
+        y = asks[..., Q:, :] @ torch.cat(states, dim=1) + scores[..., Q:, :] @ UV
+        y = y.swapaxes(2, 3).reshape(B, -1, C)[:, :T]
+        return y, Z[:, 0].swapaxes(-1, -2)
+
+    def stacked(self, *parts):
+        """Parts (B, N, Q, C) below each other, by heads: (B, N, H, len(parts)·Q, D)."""
+        parts = [y.reshape(*y.shape[:3], -1, self.head_dim).swapaxes(2, 3) for y in parts]
+        return torch.cat(parts, dim=-2)
+
+    def recurrent(self, r, w, k, v, kappa, b, state=None):
+        """The same, one token after the other."""
+        outputs = []
+        for inputs in zip(*(y.split(1, dim=1) for y in (r, w, k, v, kappa, b)), strict=True):
+            y, state = self.step(*inputs, state)
+            outputs.append(y)
+        return torch.cat(outputs, dim=1), state
+
+    def step(self, r, w, k, v, kappa, b, state=None):
+        """The same for one token: inputs (B, 1, C)."""
+        r, w, k, v, kappa, b = (self.heads(y)[:, 0] for y in (r, w, k, v, kappa, b))
+        if state is None:
+            state = r.new_zeros(*r.shape, self.head_dim)
+        gone = state @ kappa[..., None]  # (B, H, D, 1)
+        state = state * torch.exp(w)[..., None, :] - gone * b[..., None, :]
+        state = state + v[..., None] * k[..., None, :]
+        return (state @ r[..., None]).reshape(len(r), 1, -1), state
+
+
+class ChannelMix(nn.Module):
+    """Two matrices with a squared ReLU between them: x (B, T, C) → (B, T, C)."""
+
+    def __init__(self, spec):
+        super().__init__()
+        C, F = spec.n_embd, spec.mlp_width
+        self.x_k = nn.Parameter(torch.empty(C))
+        self.up_proj = Linear(C, F, bias=False)
+        self.down_proj = Linear(F, C, bias=False)
+
+    def forward(self, x, cache=None):
+        z = x + (token_before(x, cache, "fed") - x) * like(x, self.x_k)
+        if cache is not None:
+            cache.put(0, fed=upcast(x[:, -1:]))
+        return self.down_proj(torch.square(F.relu(self.up_proj(z))))
+
+
+class Block(nn.Module):
+    """One layer: x (B, T, C) → (B, T, C)."""
+
+    def __init__(self, spec, dtype, layer):
+        super().__init__()
+        self.dropout, self.dtype = spec.dropout, dtype
+        if layer == 0:
+            self.pre_norm = LayerNorm(spec.n_embd, spec.norm_eps)
+        self.mixer_norm = LayerNorm(spec.n_embd, spec.norm_eps)
+        self.mixer = TimeMix(spec, layer)
+        self.mlp_norm = LayerNorm(spec.n_embd, spec.norm_eps)
+        self.mlp = ChannelMix(spec)
+
+    def forward(self, x, v_first, key=None, cache=None):
+        h = self.mixer(self.mixer_norm(x).to(self.dtype), v_first, cache)
+        x = x + dropout(h, self.dropout, fold(key, 0))
+        h = self.mlp(self.mlp_norm(x).to(self.dtype), cache)
+        return x + dropout(h, self.dropout, fold(key, 1))
+
+    def values_of(self, x, cache):
+        return self.mixer.values_of(self.mixer_norm(x).to(self.dtype), cache)
+
+
+class Model(LanguageModel):
+    """The frame with a norm behind the embedding; all layers read the values of the first one."""
+
+    def block(self, i):
+        return Block(self.spec, self.dtype, i)
+
+    def new_cache(self):
+        return ConstantCache()
+
+    def embedded(self, tokens, start):
+        return self.layers[0].pre_norm(super().embedded(tokens, start))
+
+    def enter(self, tokens, cache, key):
+        x, context = super().enter(tokens, cache, key)
+        return x, (*context, self.layers[0].values_of(x, cache and cache[0]))
