@@ -13,8 +13,9 @@ import mlx.nn as nn
 from mlx_models.cache import ConstantCache
 from mlx_models.layers import LayerNorm, Linear, dropout, fold, upcast
 from mlx_models.model import LanguageModel
+from mlx_models.rwkv7_fast import in_chunks
 
-CHUNK = 32  # tokens; a state times a chunk of decays spans at most e^(0.61·32) = 2.7e8
+CHUNK = 16  # tokens: their decays span at most e^(0.61·16) = 16,600
 HEAD_EPS = 64e-5
 
 
@@ -32,25 +33,6 @@ def like(x, parameter):
 def low_rank(dims, rank):
     """Two factors (dims, rank) and (rank, dims)."""
     return mx.zeros((dims, rank)), mx.zeros((rank, dims))
-
-
-def inverse(A):
-    """(I + A)⁻¹ for a strictly lower triangular A (…, Q, Q), by doubling: once the blocks of s rows
-    on the diagonal are inverted, those of 2s are so by one product from each side.
-
-    Powers of A would need fewer steps, but where keys repeat they grow like binomials and
-    cancel; the inverse itself stays small. Its gradient is that of one round of Newton's method,
-    M(2I − (I + A)M), which is exact for an M that is the inverse already.
-    """
-    t = mx.arange(A.shape[-1])
-    fixed, size = mx.stop_gradient(A), 1
-    M = (t[:, None] == t).astype(A.dtype)
-    while size < len(t):
-        block = t // size
-        corner = (block[:, None] == block + 1) & (block % 2 == 0)
-        M = M - M @ mx.where(corner, fixed, 0) @ M
-        size *= 2
-    return 2 * M - M @ (M + A @ M)
 
 
 class HeadNorm(nn.Module):
@@ -145,11 +127,8 @@ class TimeMix(nn.Module):
     def chunkwise(self, r, w, k, v, kappa, b, state=None, chunk=CHUNK):
         """(y, state after them) for inputs (B, T, C) and a state (B, H, D, D), None for zero.
 
-        What the tokens of a chunk erase, the rows of U, depends on each other and on the state Z
-        before it (its transpose, here): with P the product of the decays up to each token,
-        κ' = κ ⊙ P⁻, r' = r ⊙ P, b' = b/P, k' = k/P,
-            (I + tril(κ' b'ᵀ, −1)) U = −(κ' Z + tril(κ' k'ᵀ, −1) V)
-            y = r' Z + tril(r' b'ᵀ) U + tril(r' k'ᵀ) V,  Z ← P_end ⊙ (Z + b'ᵀ U + k'ᵀ V)
+        A chunk spans decays down to e^(−0.61·Q), which the products with the state are divided by:
+        see rwkv7_fast.py, and its tests for what that costs.
         """
         B, T, C = r.shape
         H, D, Q = C // self.head_dim, self.head_dim, min(chunk, T)
@@ -162,24 +141,8 @@ class TimeMix(nn.Module):
         asks = self.stacked(kappa * before, r * P)  # (B, N, H, 2Q, D)
         tells = self.stacked(b * over, k * over)
         V, end = self.stacked(v), self.stacked(end).swapaxes(-1, -2)
-        t = mx.arange(Q)
-        seen = mx.concatenate((t[:, None] > t, t[:, None] >= t)).astype(r.dtype)
-        scores = asks @ tells.swapaxes(-1, -2) * mx.concatenate((seen, seen), axis=1)
-        M = inverse(scores[..., :Q, :Q])
-        WU = M @ mx.concatenate((asks[..., :Q, :], scores[..., :Q, Q:] @ V), axis=-1)
-        W, U = WU[..., :D], WU[..., D:]
-        erased, written = tells[..., :Q, :].swapaxes(-1, -2), tells[..., Q:, :].swapaxes(-1, -2)
-        parts = (W, U, erased, written @ V, end)
         Z = mx.zeros((B, H, D, D), r.dtype) if state is None else state
-        Z = Z.swapaxes(-1, -2)[:, None]
-        states, gone = [], []
-        for W, U, erased, written, end in zip(*(mx.split(y, y.shape[1], axis=1) for y in parts), strict=True):
-            U = -(U + W @ Z)
-            states.append(Z)
-            gone.append(U)
-            Z = end * (Z + written + erased @ U)
-        UV = mx.concatenate((mx.concatenate(gone, axis=1), V), axis=-2)
-        y = asks[..., Q:, :] @ mx.concatenate(states, axis=1) + scores[..., Q:, :] @ UV
+        y, Z = in_chunks(asks, tells, V, end, Z.swapaxes(-1, -2)[:, None])
         y = y.swapaxes(2, 3).reshape(B, -1, C)[:, :T]
         return y, Z[:, 0].swapaxes(-1, -2)
 

@@ -29,6 +29,10 @@ FORMS: dict[str, dict[str, Any]] = {
     "mla-deepseek": {"tie_embeddings": False},
     "mla-fullq": {"q_lora_rank": None, "v_head_dim": 12},
     "mla-nope0": {"qk_nope_head_dim": 0, "qk_rope_head_dim": 8, "v_head_dim": 8, "attn_bias": True},
+    "rwkv7-goose": {},
+    "rwkv7-tied": {"tie_embeddings": True, "head_dim": 16, "d_ff": None},
+    "rwkv7-odd": {"n_embd": 35, "head_dim": 7, "d_ff": 33, "n_layer": 3, "a_low_rank_dim": 1},
+    "rwkv7-one": {"n_embd": 24, "head_dim": 24, "n_layer": 1, "gate_low_rank_dim": 30},
 }
 
 
