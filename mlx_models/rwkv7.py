@@ -13,7 +13,7 @@ import mlx.nn as nn
 from mlx_models.cache import ConstantCache
 from mlx_models.layers import LayerNorm, Linear, dropout, fold, upcast
 from mlx_models.model import LanguageModel
-from mlx_models.rwkv7_fast import in_chunks
+from mlx_models.rwkv7_fast import each, in_chunks
 
 CHUNK = 16  # tokens: their decays span at most e^(0.61·16) = 16,600
 HEAD_EPS = 64e-5
@@ -22,17 +22,26 @@ HEAD_EPS = 64e-5
 def token_before(x, cache, name):
     """h⁻ of h = x (B, T, C): the token before each, of the first one what the cache holds."""
     last = None if cache is None else cache.get(name)
-    last = mx.zeros_like(x[:, :1]) if last is None else last.astype(x.dtype)
+    last = mx.zeros_like(x[:, :1]) if last is None else like(x, last)
     return mx.concatenate((last, x[:, :-1]), axis=1)
 
 
-def like(x, parameter):
-    return parameter.astype(x.dtype)
+def last_of(x):
+    """A copy, which does not hold on to the tokens before it."""
+    return mx.contiguous(upcast(x[:, -1:]))
 
 
-def low_rank(dims, rank):
-    """Two factors (dims, rank) and (rank, dims)."""
-    return mx.zeros((dims, rank)), mx.zeros((rank, dims))
+def like(x, y):
+    return y.astype(x.dtype)
+
+
+def unset(*shape):
+    """A parameter that gets its numbers from outside."""
+    return mx.zeros(shape)
+
+
+def no_state(r, B, H, D):
+    return mx.zeros((B, H, D, D), r.dtype)
 
 
 class HeadNorm(nn.Module):
@@ -40,7 +49,7 @@ class HeadNorm(nn.Module):
 
     def __init__(self, dims, head_dim):
         super().__init__()
-        self.weight, self.bias = mx.ones(dims), mx.zeros(dims)
+        self.weight, self.bias = unset(dims), unset(dims)
         self.head_dim = head_dim
 
     def __call__(self, x):
@@ -56,17 +65,14 @@ class TimeMix(nn.Module):
         super().__init__()
         C, H, D, rank = spec.n_embd, spec.heads, spec.head_dim, spec.ranks
         self.head_dim, self.first = D, layer == 0
-        self.x_r, self.x_w, self.x_k = (mx.zeros(C) for _ in range(3))
-        self.x_v, self.x_a, self.x_g = (mx.zeros(C) for _ in range(3))
-        self.w0, self.a0 = (mx.zeros(C) for _ in range(2))
-        self.w1, self.w2 = low_rank(C, rank["w"])
-        self.a1, self.a2 = low_rank(C, rank["a"])
-        self.g1, self.g2 = low_rank(C, rank["g"])
+        self.x_r, self.x_w, self.x_k = unset(C), unset(C), unset(C)
+        self.x_v, self.x_a, self.x_g = unset(C), unset(C), unset(C)
+        self.w0, self.w1, self.w2 = unset(C), unset(C, rank["w"]), unset(rank["w"], C)
+        self.a0, self.a1, self.a2 = unset(C), unset(C, rank["a"]), unset(rank["a"], C)
+        self.g1, self.g2 = unset(C, rank["g"]), unset(rank["g"], C)
         if not self.first:
-            self.v0 = mx.zeros(C)
-            self.v1, self.v2 = low_rank(C, rank["v"])
-        self.k_k, self.k_a = (mx.zeros(C) for _ in range(2))
-        self.r_k = mx.zeros((H, D))
+            self.v0, self.v1, self.v2 = unset(C), unset(C, rank["v"]), unset(rank["v"], C)
+        self.k_k, self.k_a, self.r_k = unset(C), unset(C), unset(H, D)
         self.r_proj = Linear(C, C, bias=False)
         self.k_proj = Linear(C, C, bias=False)
         self.v_proj = Linear(C, C, bias=False)
@@ -90,10 +96,10 @@ class TimeMix(nn.Module):
         k = k * (1 + (a - 1) * self.k_a)
         y = self.over_time(r, w, k, v, kappa, kappa * a, cache)
         if cache is not None:
-            cache.put(x.shape[1], mixed=upcast(x[:, -1:]))
+            cache.put(x.shape[1], mixed=last_of(x))
         bonus = (self.heads(r * k) * self.r_k).sum(-1, keepdims=True) * self.heads(v)
         y = self.ln_x(y) + bonus.reshape(y.shape)
-        return self.o_proj((y * g).astype(x.dtype))
+        return self.o_proj(like(x, y * g))
 
     def values_of(self, x, cache):
         """The values of layer 0, (B, T, C), from what it mixes."""
@@ -102,8 +108,8 @@ class TimeMix(nn.Module):
 
     def adapted(self, z, down, up, activation=None):
         """z through two low-rank factors (C, rank) and (rank, C), in at least float32."""
-        z = z @ down.astype(z.dtype)
-        return upcast((z if activation is None else activation(z)) @ up.astype(z.dtype))
+        z = z @ like(z, down)
+        return upcast((z if activation is None else activation(z)) @ like(z, up))
 
     def heads(self, y):
         return y.reshape(*y.shape[:2], -1, self.head_dim)
@@ -111,7 +117,7 @@ class TimeMix(nn.Module):
     def unit(self, y):
         """Each head of y (B, T, C) divided by its length, but at least by 1e-12."""
         y = self.heads(y)
-        squares = mx.square(y).sum(-1, keepdims=True)
+        squares = (y * y).sum(-1, keepdims=True)
         return (y * mx.rsqrt(mx.maximum(squares, 1e-24))).flatten(2)
 
     def over_time(self, r, w, k, v, kappa, b, cache):
@@ -127,13 +133,14 @@ class TimeMix(nn.Module):
     def chunkwise(self, r, w, k, v, kappa, b, state=None, chunk=CHUNK):
         """(y, state after them) for inputs (B, T, C) and a state (B, H, D, D), None for zero.
 
-        A chunk spans decays down to e^(−0.61·Q), which the products with the state are divided by:
-        see rwkv7_fast.py, and its tests for what that costs.
+        See rwkv7_fast.py. What it divides by are products of a chunk's decays alone, and each
+        quotient that counts is one of two of them, below 1: nothing overflows up to Q = 64.
         """
         B, T, C = r.shape
         H, D, Q = C // self.head_dim, self.head_dim, min(chunk, T)
         if T % Q:  # zeros: neither decay, nor erase, nor write
-            r, w, k, v, kappa, b = (mx.pad(y, ((0, 0), (0, -T % Q), (0, 0))) for y in (r, w, k, v, kappa, b))
+            spare = (0, 0), (0, -T % Q), (0, 0)
+            r, w, k, v, kappa, b = (mx.pad(y, spare) for y in (r, w, k, v, kappa, b))
         r, w, k, v, kappa, b = (y.reshape(B, -1, Q, C) for y in (r, w, k, v, kappa, b))
         P = mx.exp(mx.cumsum(w, axis=2))
         before = mx.concatenate((mx.ones_like(P[:, :, :1]), P[:, :, :-1]), axis=2)
@@ -141,7 +148,7 @@ class TimeMix(nn.Module):
         asks = self.stacked(kappa * before, r * P)  # (B, N, H, 2Q, D)
         tells = self.stacked(b * over, k * over)
         V, end = self.stacked(v), self.stacked(end).swapaxes(-1, -2)
-        Z = mx.zeros((B, H, D, D), r.dtype) if state is None else state
+        Z = no_state(r, B, H, D) if state is None else state
         y, Z = in_chunks(asks, tells, V, end, Z.swapaxes(-1, -2)[:, None])
         y = y.swapaxes(2, 3).reshape(B, -1, C)[:, :T]
         return y, Z[:, 0].swapaxes(-1, -2)
@@ -154,7 +161,7 @@ class TimeMix(nn.Module):
     def recurrent(self, r, w, k, v, kappa, b, state=None):
         """The same, one token after the other."""
         outputs = []
-        for inputs in zip(*(mx.split(y, y.shape[1], axis=1) for y in (r, w, k, v, kappa, b)), strict=True):
+        for inputs in each(r, w, k, v, kappa, b):
             y, state = self.step(*inputs, state)
             outputs.append(y)
         return mx.concatenate(outputs, axis=1), state
@@ -163,7 +170,7 @@ class TimeMix(nn.Module):
         """The same for one token: inputs (B, 1, C)."""
         r, w, k, v, kappa, b = (self.heads(y)[:, 0] for y in (r, w, k, v, kappa, b))
         if state is None:
-            state = mx.zeros((*r.shape, self.head_dim), r.dtype)
+            state = no_state(r, *r.shape)
         gone = state @ kappa[..., None]  # (B, H, D, 1)
         state = state * mx.exp(w)[..., None, :] - gone * b[..., None, :]
         state = state + v[..., None] * k[..., None, :]
@@ -176,14 +183,14 @@ class ChannelMix(nn.Module):
     def __init__(self, spec):
         super().__init__()
         C, F = spec.n_embd, spec.mlp_width
-        self.x_k = mx.zeros(C)
+        self.x_k = unset(C)
         self.up_proj = Linear(C, F, bias=False)
         self.down_proj = Linear(F, C, bias=False)
 
     def __call__(self, x, cache=None):
         z = x + (token_before(x, cache, "fed") - x) * like(x, self.x_k)
         if cache is not None:
-            cache.put(0, fed=upcast(x[:, -1:]))
+            cache.put(0, fed=last_of(x))
         return self.down_proj(mx.square(nn.relu(self.up_proj(z))))
 
 

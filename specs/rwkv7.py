@@ -24,7 +24,6 @@ the recipe's betas, 0.9 and 0.99, which are a run's setting.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -49,7 +48,7 @@ class Spec(Layered):
     norm_eps: float = 1e-5
     tie_embeddings: bool = False
 
-    norm: ClassVar[str] = "layernorm"
+    norm = "layernorm"
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "tiny": {"n_layer": 2, "n_embd": 32, "head_dim": 8, "d_ff": 48, "decay_low_rank_dim": 5,

@@ -14,7 +14,7 @@ from torch import nn
 from torch_models.cache import ConstantCache
 from torch_models.layers import LayerNorm, Linear, dropout, fold, upcast
 from torch_models.model import LanguageModel
-from torch_models.rwkv7_fast import in_chunks
+from torch_models.rwkv7_fast import each, in_chunks
 
 CHUNK = 16  # tokens: their decays span at most e^(0.61·16) = 16,600
 HEAD_EPS = 64e-5
@@ -23,17 +23,26 @@ HEAD_EPS = 64e-5
 def token_before(x, cache, name):
     """h⁻ of h = x (B, T, C): the token before each, of the first one what the cache holds."""
     last = None if cache is None else cache.get(name)
-    last = torch.zeros_like(x[:, :1]) if last is None else last.to(x.dtype)
+    last = torch.zeros_like(x[:, :1]) if last is None else like(x, last)
     return torch.cat((last, x[:, :-1]), dim=1)
 
 
-def like(x, parameter):
-    return parameter.to(x.dtype)
+def last_of(x):
+    """A copy, which does not hold on to the tokens before it."""
+    return upcast(x[:, -1:]).clone()
 
 
-def low_rank(dims, rank):
-    """Two factors (dims, rank) and (rank, dims)."""
-    return nn.Parameter(torch.empty(dims, rank)), nn.Parameter(torch.empty(rank, dims))
+def like(x, y):
+    return y.to(x.dtype)
+
+
+def unset(*shape):
+    """A parameter that gets its numbers from outside."""
+    return nn.Parameter(torch.empty(shape))
+
+
+def no_state(r, B, H, D):
+    return r.new_zeros(B, H, D, D)
 
 
 class HeadNorm(nn.Module):
@@ -41,7 +50,7 @@ class HeadNorm(nn.Module):
 
     def __init__(self, dims, head_dim):
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(dims)), nn.Parameter(torch.zeros(dims))
+        self.weight, self.bias = unset(dims), unset(dims)
         self.head_dim = head_dim
 
     def forward(self, x):
@@ -57,17 +66,14 @@ class TimeMix(nn.Module):
         super().__init__()
         C, H, D, rank = spec.n_embd, spec.heads, spec.head_dim, spec.ranks
         self.head_dim, self.first = D, layer == 0
-        self.x_r, self.x_w, self.x_k = (nn.Parameter(torch.empty(C)) for _ in range(3))
-        self.x_v, self.x_a, self.x_g = (nn.Parameter(torch.empty(C)) for _ in range(3))
-        self.w0, self.a0 = (nn.Parameter(torch.empty(C)) for _ in range(2))
-        self.w1, self.w2 = low_rank(C, rank["w"])
-        self.a1, self.a2 = low_rank(C, rank["a"])
-        self.g1, self.g2 = low_rank(C, rank["g"])
+        self.x_r, self.x_w, self.x_k = unset(C), unset(C), unset(C)
+        self.x_v, self.x_a, self.x_g = unset(C), unset(C), unset(C)
+        self.w0, self.w1, self.w2 = unset(C), unset(C, rank["w"]), unset(rank["w"], C)
+        self.a0, self.a1, self.a2 = unset(C), unset(C, rank["a"]), unset(rank["a"], C)
+        self.g1, self.g2 = unset(C, rank["g"]), unset(rank["g"], C)
         if not self.first:
-            self.v0 = nn.Parameter(torch.empty(C))
-            self.v1, self.v2 = low_rank(C, rank["v"])
-        self.k_k, self.k_a = (nn.Parameter(torch.empty(C)) for _ in range(2))
-        self.r_k = nn.Parameter(torch.empty(H, D))
+            self.v0, self.v1, self.v2 = unset(C), unset(C, rank["v"]), unset(rank["v"], C)
+        self.k_k, self.k_a, self.r_k = unset(C), unset(C), unset(H, D)
         self.r_proj = Linear(C, C, bias=False)
         self.k_proj = Linear(C, C, bias=False)
         self.v_proj = Linear(C, C, bias=False)
@@ -91,10 +97,10 @@ class TimeMix(nn.Module):
         k = k * (1 + (a - 1) * self.k_a)
         y = self.over_time(r, w, k, v, kappa, kappa * a, cache)
         if cache is not None:
-            cache.put(x.shape[1], mixed=upcast(x[:, -1:]))
-        bonus = self.heads(r * k).mul(self.r_k).sum(-1, keepdim=True) * self.heads(v)
+            cache.put(x.shape[1], mixed=last_of(x))
+        bonus = (self.heads(r * k) * self.r_k).sum(-1, keepdim=True) * self.heads(v)
         y = self.ln_x(y) + bonus.reshape(y.shape)
-        return self.o_proj((y * g).to(x.dtype))
+        return self.o_proj(like(x, y * g))
 
     def values_of(self, x, cache):
         """The values of layer 0, (B, T, C), from what it mixes."""
@@ -103,8 +109,8 @@ class TimeMix(nn.Module):
 
     def adapted(self, z, down, up, activation=None):
         """z through two low-rank factors (C, rank) and (rank, C), in at least float32."""
-        z = z @ down.to(z.dtype)
-        return upcast((z if activation is None else activation(z)) @ up.to(z.dtype))
+        z = z @ like(z, down)
+        return upcast((z if activation is None else activation(z)) @ like(z, up))
 
     def heads(self, y):
         return y.reshape(*y.shape[:2], -1, self.head_dim)
@@ -112,7 +118,7 @@ class TimeMix(nn.Module):
     def unit(self, y):
         """Each head of y (B, T, C) divided by its length, but at least by 1e-12."""
         y = self.heads(y)
-        squares = torch.square(y).sum(-1, keepdim=True)
+        squares = (y * y).sum(-1, keepdim=True)
         return (y * torch.rsqrt(torch.clamp(squares, min=1e-24))).flatten(2)
 
     def over_time(self, r, w, k, v, kappa, b, cache):
@@ -128,13 +134,14 @@ class TimeMix(nn.Module):
     def chunkwise(self, r, w, k, v, kappa, b, state=None, chunk=CHUNK):
         """(y, state after them) for inputs (B, T, C) and a state (B, H, D, D), None for zero.
 
-        A chunk spans decays down to e^(−0.61·Q), which the products with the state are divided by:
-        see rwkv7_fast.py, and its tests for what that costs.
+        See rwkv7_fast.py. What it divides by are products of a chunk's decays alone, and each
+        quotient that counts is one of two of them, below 1: nothing overflows up to Q = 64.
         """
         B, T, C = r.shape
         H, D, Q = C // self.head_dim, self.head_dim, min(chunk, T)
         if T % Q:  # zeros: neither decay, nor erase, nor write
-            r, w, k, v, kappa, b = (F.pad(y, (0, 0, 0, -T % Q)) for y in (r, w, k, v, kappa, b))
+            spare = (0, 0, 0, -T % Q)
+            r, w, k, v, kappa, b = (F.pad(y, spare) for y in (r, w, k, v, kappa, b))
         r, w, k, v, kappa, b = (y.reshape(B, -1, Q, C) for y in (r, w, k, v, kappa, b))
         P = torch.exp(torch.cumsum(w, dim=2))
         before = torch.cat((torch.ones_like(P[:, :, :1]), P[:, :, :-1]), dim=2)
@@ -142,7 +149,7 @@ class TimeMix(nn.Module):
         asks = self.stacked(kappa * before, r * P)  # (B, N, H, 2Q, D)
         tells = self.stacked(b * over, k * over)
         V, end = self.stacked(v), self.stacked(end).swapaxes(-1, -2)
-        Z = r.new_zeros(B, H, D, D) if state is None else state
+        Z = no_state(r, B, H, D) if state is None else state
         y, Z = in_chunks(asks, tells, V, end, Z.swapaxes(-1, -2)[:, None])
         y = y.swapaxes(2, 3).reshape(B, -1, C)[:, :T]
         return y, Z[:, 0].swapaxes(-1, -2)
@@ -155,7 +162,7 @@ class TimeMix(nn.Module):
     def recurrent(self, r, w, k, v, kappa, b, state=None):
         """The same, one token after the other."""
         outputs = []
-        for inputs in zip(*(y.split(1, dim=1) for y in (r, w, k, v, kappa, b)), strict=True):
+        for inputs in each(r, w, k, v, kappa, b):
             y, state = self.step(*inputs, state)
             outputs.append(y)
         return torch.cat(outputs, dim=1), state
@@ -164,7 +171,7 @@ class TimeMix(nn.Module):
         """The same for one token: inputs (B, 1, C)."""
         r, w, k, v, kappa, b = (self.heads(y)[:, 0] for y in (r, w, k, v, kappa, b))
         if state is None:
-            state = r.new_zeros(*r.shape, self.head_dim)
+            state = no_state(r, *r.shape)
         gone = state @ kappa[..., None]  # (B, H, D, 1)
         state = state * torch.exp(w)[..., None, :] - gone * b[..., None, :]
         state = state + v[..., None] * k[..., None, :]
@@ -177,14 +184,14 @@ class ChannelMix(nn.Module):
     def __init__(self, spec):
         super().__init__()
         C, F = spec.n_embd, spec.mlp_width
-        self.x_k = nn.Parameter(torch.empty(C))
+        self.x_k = unset(C)
         self.up_proj = Linear(C, F, bias=False)
         self.down_proj = Linear(F, C, bias=False)
 
     def forward(self, x, cache=None):
         z = x + (token_before(x, cache, "fed") - x) * like(x, self.x_k)
         if cache is not None:
-            cache.put(0, fed=upcast(x[:, -1:]))
+            cache.put(0, fed=last_of(x))
         return self.down_proj(torch.square(F.relu(self.up_proj(z))))
 
 

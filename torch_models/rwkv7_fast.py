@@ -1,9 +1,8 @@
 """The state of rwkv7 over chunks of tokens, and the gradient of it by hand.
 
-The twin is mlx_models/rwkv7_fast.py; the plain form is `recurrent` of rwkv7.py, and `forward` here
-differentiated by the framework. B batch, N chunks of Q tokens, H heads, D head size; v is D wide
-too. Keys and queries have the decays of their chunk in them: P is the product of the decays up to
-each token, P⁻ that before it,
+The twin is mlx_models/rwkv7_fast.py, the plain forms are `recurrent` of rwkv7.py, and `forward`
+here as the framework differentiates it. B batch, N chunks of Q tokens, H heads, D head size. All
+have the decays of their chunk in them: P is the product of those up to each token, P⁻ before it,
 
     κ' = κ ⊙ P⁻, r' = r ⊙ P     b' = κ ⊙ a/P, k' = k/P      asks = [κ'; r'], tells = [b'; k']
 
@@ -33,8 +32,8 @@ def forward(asks, tells, V, end, Z):
         states.append(Z)
         erased.append(u)
         Z = p * (Z + kv + b @ u)
-    states = torch.cat(states, dim=1)
-    UV = torch.cat((torch.cat(erased, dim=1), V), dim=-2)
+    states = joined(states)
+    UV = below(joined(erased), V)
     y = asks[..., Q:, :] @ states + scores[..., Q:, :] @ UV
     return y, Z, scores, M, W, states, UV
 
@@ -51,15 +50,15 @@ def backward(asks, tells, V, end, Z, scores, M, W, states, UV, dy, dZ):
         dZ = p * dZ
         decayed.append(dZ)
         dZ = dread + dZ + w @ (b @ dZ)
-    after, decayed = (torch.cat(y[::-1], dim=1) for y in (after, decayed))
+    after, decayed = (joined(y[::-1]) for y in (after, decayed))
     dUV = dUV + tells @ decayed
     X = turned(M) @ dUV[..., :Q, :]
-    F = torch.cat((X, dy), dim=-2)
+    F = below(X, dy)
     dscores = F @ turned(UV) * seen(V)
     dasks = F @ turned(states) + dscores @ tells
     dtells = UV @ turned(decayed) + turned(dscores) @ asks
     dV = dUV[..., Q:, :] + turned(scores[..., :Q, Q:]) @ X
-    dend = (after * torch.cat((states[:, 1:], Z), dim=1)).sum(-1, keepdim=True) / end
+    dend = (after * joined((states[:, 1:], Z))).sum(-1, keepdim=True) / end
     return dasks, dtells, dV, dend, dZ
 
 
@@ -84,7 +83,7 @@ def inverse(A):
 def seen(V):
     """What each of the asks sees of the tells, (2Q, 2Q): κ those before it, r its own too."""
     t = torch.arange(V.shape[-2], device=V.device)
-    rows = torch.cat((t[:, None] > t, t[:, None] >= t))
+    rows = below(t[:, None] > t, t[:, None] >= t)
     return torch.cat((rows, rows), dim=1).to(V.dtype)
 
 
@@ -95,6 +94,15 @@ def turned(y):
 def each(*arrays):
     """Chunk after chunk: (B, N, …) as N times (B, 1, …)."""
     return zip(*(y.split(1, dim=1) for y in arrays), strict=True)
+
+
+def joined(chunks):
+    return torch.cat(chunks, dim=1)
+
+
+def below(*parts):
+    """The rows of one matrix below those of the other."""
+    return torch.cat(parts, dim=-2)
 
 
 class Chunks(torch.autograd.Function):
