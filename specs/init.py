@@ -61,5 +61,6 @@ def init_weights(spec: Spec, seed: int = 0) -> dict[str, np.ndarray]:
     weights = {}
     for param in spec.params():
         rng = np.random.Generator(philox(seed, "weights", param.name))
-        weights[param.name] = np.asarray(param.init(rng, param.shape), np.float32)
+        drawn = param.init(rng, param.shape)
+        weights[param.name] = np.asarray(drawn, np.float32, order="C")
     return weights
