@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from parity.cases import lively_weights
 from specs import Spec, UserError, init_weights, spec_type
 from specs.backend import Dtype, load_backend
 from tests.models.test_bdh import close
@@ -20,14 +21,17 @@ FORMS: dict[str, dict[str, Any]] = {
              "tie_embeddings": True}}
 SPECS: dict[str, Spec] = {
     **{form: GPT.replace(**fields) for form, fields in FORMS.items()},
-    "bdh": spec_type("bdh").preset("tiny"), "bdh-window": spec_type("bdh").preset("tiny", window=6)}
+    "bdh": spec_type("bdh").preset("tiny"), "bdh-window": spec_type("bdh").preset("tiny", window=6),
+    "rwkv7": spec_type("rwkv7").preset("tiny", tie_embeddings=True)}
 PROMPT = np.random.default_rng(5).integers(0, 64, 40).astype(np.int32)
 PIECES = [[40], [7, 1, 1, 20, 11], [1] * 40]
 
 
 def build(spec: Spec, dtype: Dtype = "float32") -> Any:
     """A model whose matrices are large enough for texts that do not repeat themselves."""
-    weights = {name: w * 10 if w.ndim > 1 else w for name, w in init_weights(spec).items()}
+    lively = lively_weights(spec, 0)  # for those that begin as zeros
+    weights = {name: 10 * (w if w.any() else lively[name]) if w.ndim > 1 else w
+               for name, w in init_weights(spec).items()}
     return load_backend("mlx", "cpu").build(spec, weights, dtype)
 
 
