@@ -27,7 +27,7 @@ def product(x, weight, bias=None):
         cores = torch.get_num_threads()
         if len(weight) % cores == 0:
             pieces = weight.view(cores, -1, x.shape[-1])
-            y = torch.bmm(x.reshape(1, 1, -1).expand(cores, -1, -1), pieces.mT)
+            y = torch.bmm(x.reshape(1, 1, -1).expand(cores, 1, -1), pieces.mT)
             y = y.view(*x.shape[:-1], -1)
             return y if bias is None else y + bias
     return F.linear(x, weight, bias)
