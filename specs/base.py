@@ -189,10 +189,15 @@ def norm(path: str, dims: int, bias: bool = False) -> Iterator[Param]:
         yield Param(f"{path}.bias", (dims,), constant(0), "vector")
 
 
-def rotary_angles(dim: int, theta: float, start: int, T: int) -> np.ndarray:
-    """t·theta^(−2i/dim) in radians for t = start … start+T−1: (T, dim/2) in float64 (Su et al.,
-    arXiv 2104.09864). Only their cosines and sines are rounded, so far positions stay exact."""
-    return np.outer(np.arange(start, start + T), theta ** (-np.arange(0, dim, 2) / dim))
+def rotary_frequencies(dim: int, theta: float) -> np.ndarray:
+    """theta^(−2i/dim) in radians a token, (dim/2,) in float64 (Su et al., arXiv 2104.09864)."""
+    return theta ** (-np.arange(0, dim, 2) / dim)
+
+
+def rotary_angles(frequencies: np.ndarray, start: int, T: int) -> np.ndarray:
+    """Angles at positions start … start+T−1, (T, dim/2) in float64: only their cosines and sines
+    are rounded, so far positions stay exact."""
+    return np.outer(np.arange(start, start + T), frequencies)
 
 
 def parse_field(text: str) -> tuple[str, Any]:

@@ -15,6 +15,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "gpt-gpt2": {"norm": "layernorm", "pos": "learned", "mlp": "gelu_tanh", "bias": True},
     "gpt-llama": {"tie_embeddings": False, "n_kv_head": None},
     "gpt-qwen3": {"qk_norm": True, "head_dim": 12},
+    "gpt-llama3": {"rope_theta": 1e6, "rope_factor": 8.0},
     "gpt-mistral": {"window": 6},
     "gpt-sinks": {"window": 6, "sinks": 3, "n_kv_head": 1},
     "gpt-relu2": {"mlp": "relu2", "pos": "none", "logit_softcap": 3.0},
