@@ -13,7 +13,7 @@ TORCH, TORCH_GROUPED = "torch_models.moe", "torch_models.grouped"
 MIXTURE, FORWARD, CHOOSE, PENALTY = (f"MixtureOfExperts.{name}" for name in (
     "__call__", "forward", "choose", "penalty"))
 MLP, EXPERTS = "layers.0.mlp", "layers.0.mlp.experts"
-FIRST, RIGHT = ("parameters",), ("activations", "logits", "loss", "gradients")
+FIRST, RIGHT = ("parameters",), ("loss",)
 BIAS = {"balance": "bias"}
 
 FAULTS = [
