@@ -41,7 +41,8 @@ def test_their_logits_are_ours(name: str) -> None:
         assert agrees(panel.logits(panel.build(spec, weights), tokens()), truth)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3-window", "mistral"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3-window", "mistral", "mixtral",
+                                  "qwen3-moe", "deepseek-v2"])
 def test_their_greedy_text_is_ours(name: str) -> None:
     import torch
 
@@ -54,7 +55,7 @@ def test_their_greedy_text_is_ours(name: str) -> None:
         assert greedy(backend, spec, weights, prompt, 20) == text
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "mixtral", "deepseek-v2"])
 def test_sharded_half_precision_is_read(name: str) -> None:
     import torch
 
