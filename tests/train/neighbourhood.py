@@ -64,14 +64,13 @@ THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
                                               "attention_bias": True}),
 }
 
-SMALL: dict[str, Any] = {"vocab_size": 256, "n_layer": 2, "n_embd": 32, "n_head": 4, "n_kv_head": 2, "d_ff": 48,
-         "block_size": 64}
-GPT2_FORM: dict[str, Any] = {**SMALL, "n_kv_head": None, "d_ff": None, "norm": "layernorm", "pos": "learned",
-             "mlp": "gelu_tanh"}
+SIZES: dict[str, Any] = {"vocab_size": 256, "n_layer": 2, "n_embd": 32, "n_head": 4, "d_ff": 48,
+                         "block_size": 64}
+SMALL = {**SIZES, "n_kv_head": 2}
+GPT2_FORM = {**SIZES, "d_ff": None, "norm": "layernorm", "pos": "learned", "mlp": "gelu_tanh"}
 EXPERTS = {**SMALL, "n_experts": 6, "d_ff": 24}
-LATENTS = {**SMALL, "kv_lora_rank": 16, "qk_nope_head_dim": 4, "qk_rope_head_dim": 6,
+LATENTS = {**SIZES, "kv_lora_rank": 16, "qk_nope_head_dim": 4, "qk_rope_head_dim": 6,
            "v_head_dim": 10}
-del LATENTS["n_kv_head"]
 OURS: dict[str, Any] = {
     "gpt2": GPT(**GPT2_FORM, bias=True),
     "gpt2-unbiased": GPT(**GPT2_FORM),
@@ -96,7 +95,7 @@ OURS_FOR_TRANSFORMERS: dict[str, Any] = {
     "gpt2-relu2": GPT(**{**GPT2_FORM, "mlp": "relu2"}),
     "qwen3-window": GPT(**SMALL, qk_norm=True, window=6),
     "mixtral-wide": MOE(**EXPERTS, head_dim=12),
-    "mixtral-odd-width": MOE(**{**EXPERTS, "n_embd": 30}, head_dim=8),
+    "mixtral-odd-width": MOE(**{**EXPERTS, "n_embd": 36, "n_head": 8}, head_dim=8),
 }
 
 

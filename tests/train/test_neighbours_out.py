@@ -15,7 +15,6 @@ from parity.cases import lively_weights
 from specs import Spec, UserError
 from specs.backend import Arrays
 from tests.train.neighbourhood import (
-    BYTES,
     GPT,
     GPT2_FORM,
     OURS,

@@ -26,7 +26,8 @@ def to_upstream(spec: Any, weights: Arrays, to: str) -> Folder:
     if spec.window is not None:
         raise UserError(f"window = {spec.window} cannot be exported: in mlx_lm, bdh keeps a state "
                         "that forgets no token")
-    return Folder(FORM.write_config(spec.to_dict()), FORM.write_tensors(spec.params(), weights), MODEL_FILE)
+    return Folder(FORM.write_config(spec.to_dict()), FORM.write_tensors(spec.params(), weights),
+                  MODEL_FILE)
 
 
 def from_upstream(folder: Folder) -> tuple[Spec, Arrays]:

@@ -7,7 +7,6 @@ lost.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from specs import Spec, UserError, spec_type
