@@ -78,7 +78,8 @@ def test_greedy_tokens_are_those_of_our_decoder(name: str) -> None:
 @pytest.mark.parametrize("name, kind, size", [
     ("llama", "KVCache", None), ("gpt2", "KVCache", None), ("mistral", "KVCache", None),
     ("moe", "KVCache", None), ("mla", "KVCache", None),
-    ("mistral", "RotatingKVCache", 6), ("mistral", "RotatingKVCache", 50)])
+    ("mistral", "RotatingKVCache", 6), ("mistral", "RotatingKVCache", 50),
+    ("moe", "RotatingKVCache", 50), ("mla", "RotatingKVCache", 50)])
 def test_its_caches_show_what_ours_show(name: str, kind: str, size: int | None,
                                         pieces: list[int]) -> None:
     model = build(SPECS[name])
