@@ -7,6 +7,7 @@ lost.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from specs import Spec, UserError, spec_type
@@ -40,8 +41,9 @@ def to_upstream(spec: Any, weights: Arrays, to: str) -> Folder:
     if spec.n_embd % spec.n_head:
         raise UserError(f"n_embd = {spec.n_embd} cannot be exported: {FORM.title} has only "
                         f"multiples of n_head = {spec.n_head}")
-    config = FORM.write_config({**spec.to_dict(), "d_ff": spec.mlp_width})
+    config = FORM.write_config(resolved(spec))
     config["first_k_dense_replace"] = spec.n_layer
+    require_same(function(spec), function(read_spec(config)), FORM.title)
     tensors = FORM.write_tensors(spec.params(), weights)
     if spec.tie_embeddings:
         tensors[HEAD] = tensors[FORM.embedding]
@@ -50,8 +52,7 @@ def to_upstream(spec: Any, weights: Arrays, to: str) -> Folder:
 
 def from_upstream(folder: Folder) -> tuple[Spec, Arrays]:
     """See `train.neighbours`."""
-    config = folder.config
-    spec: Any = FORM.read_spec(spec_type("mla"), {**config, "rope_theta": rope_theta(FORM, config)})
+    config, spec = folder.config, read_spec(folder.config)
     if spec.norm_eps != EPS:
         raise UserError(f"rms_norm_eps = {spec.norm_eps}, while the latents' norms have {EPS}: all "
                         "norms of ours have one")
@@ -60,3 +61,17 @@ def from_upstream(folder: Folder) -> tuple[Spec, Arrays]:
         raise UserError(f"first_k_dense_replace = {dense!r}: some of its {spec.n_layer} layers "
                         "have experts, ours have none beside latent attention")
     return spec, FORM.read_tensors(spec.params(), folder.tensors)
+
+
+def resolved(spec: Any) -> dict[str, Any]:
+    """All fields, with what `None` stands for in the sizes."""
+    return {**spec.to_dict(), "d_ff": spec.mlp_width}
+
+
+def function(spec: Any) -> dict[str, Any]:
+    """The fields that the logits depend on."""
+    return {name: value for name, value in resolved(spec).items() if name != "dropout"}
+
+
+def read_spec(config: Mapping[str, Any]) -> Any:
+    return FORM.read_spec(spec_type("mla"), {**config, "rope_theta": rope_theta(FORM, config)})
