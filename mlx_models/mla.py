@@ -9,6 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_models import gpt
+from mlx_models.for_mlx_lm.quantized import matrix
 from mlx_models.layers import Linear, PairRotary, RMSNorm, attention, upcast
 
 
@@ -70,7 +71,7 @@ class LatentAttention(nn.Module):
         """
         B, H, T, _ = q_r.shape
         q_c, q_r = (q * self.scale for q in (q_c, q_r))
-        weight = self.kv_b_proj.weight.astype(c.dtype).reshape(H, -1, self.rank)
+        weight = matrix(self.kv_b_proj).astype(c.dtype).reshape(H, -1, self.rank)
         scores = q_r.reshape(B, 1, H * T, -1) @ k_r.swapaxes(-1, -2)
         if self.nope:
             q_c = q_c @ weight[:, : self.nope]  # (B, H, T, rkv)

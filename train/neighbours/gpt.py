@@ -111,21 +111,16 @@ def to_upstream(spec: Any, weights: Arrays, to: str) -> Folder:
         less = spec.replace(**MLX_LM.get(form.model_type, {}))
         require_same(function(spec), function(less), f"{form.model_type} of mlx_lm")
         model_file = None if spec.window is None else MISTRAL_FILE
-    return Folder(config, form.write_tensors(spec, weights), model_file)
+    return Folder(config, form.write_tensors(spec.params(), weights), model_file)
 
 
 def from_upstream(folder: Folder) -> tuple[Spec, Arrays]:
     """See `train.neighbours`."""
     form = FORMS[folder.config["model_type"]]
     spec = read_spec(form, folder.config)
-    tensors = {form.prefixed(name): tensor for name, tensor in folder.tensors.items()
+    tensors = {name: tensor for name, tensor in folder.tensors.items()
                if not BUFFERS.search(name)}
-    if spec.tie_embeddings:  # files of old repeat it
-        head = tensors.pop("lm_head.weight", None)
-        embed = tensors.get(form.prefixed(form.names["embed"] + ".weight"))
-        if head is not None and embed is not None and not np.array_equal(head, embed):
-            raise UserError("tie_word_embeddings = true, yet lm_head.weight is not the embedding")
-    return spec, form.read_tensors(spec, tensors)
+    return spec, form.read_tensors(spec.params(), tensors)
 
 
 def resolved(spec: Any) -> dict[str, Any]:
@@ -144,21 +139,22 @@ def read_spec(form: Form, config: Mapping[str, Any]) -> Any:
     if form is GPT2:
         return form.read_spec(spec_type("gpt"), config)
     spec: Any = form.read_spec(
-        spec_type("gpt"), {**config, "rope_theta": rope_theta(config)})
+        spec_type("gpt"), {**config, "rope_theta": rope_theta(form, config)})
     return spec.replace(window=qwen3_window(spec, config)) if form is QWEN3 else spec
 
 
-def rope_theta(config: Mapping[str, Any]) -> Any:
+def rope_theta(form: Form, config: Mapping[str, Any]) -> Any:
     """Transformers 5 has it in `rope_parameters`, which was `rope_scaling`. Raises `UserError`
-    for any scaling."""
-    theta = config.get("rope_theta", LLAMA_KEYS["rope_theta"].default)
+    for any scaling but that by one."""
+    theta = config.get("rope_theta", form.keys["rope_theta"].default)
     for name in ("rope_scaling", "rope_parameters"):
         rope = config.get(name) or {}
         if not isinstance(rope, dict):
             raise UserError(f"{name} = {rope!r} must be an object")
         kind = rope.get("rope_type", rope.get("type", "default"))
         share = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1))
-        if kind != "default" or share not in (1, None):
+        scaled = kind != "default" and (kind, rope.get("factor")) != ("linear", 1)
+        if scaled or share not in (1, None):
             raise UserError(f"{name} = {rope!r}: positions that are scaled or rotate in part are "
                             "nothing that our architecture has")
         theta = rope.get("rope_theta", theta)
