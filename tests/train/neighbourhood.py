@@ -48,6 +48,9 @@ THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
                                     "attention_bias": True, "mlp_bias": True}),
     "llama-theta": ("Llama", {**COMMON, "num_key_value_heads": None, "rms_norm_eps": 1e-3,
                               "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}),
+    "llama3": ("Llama", {**COMMON, "head_dim": 32, "rope_parameters": {
+        "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}}),
     "qwen3": ("Qwen3", {**COMMON, "head_dim": 12, "tie_word_embeddings": True}),
     "qwen3-window": ("Qwen3", {**COMMON, "head_dim": 8, **WINDOW}),
     "mistral": ("Mistral", {**COMMON, "sliding_window": 6}),

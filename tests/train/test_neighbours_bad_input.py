@@ -90,6 +90,10 @@ CASES: dict[str, tuple[tuple[str, Callable[[], Any]], str]] = {
                     "positions that are scaled"),
     "rope-parameters": (config("qwen3", rope_parameters={"rope_type": "yarn", "factor": 4.0}),
                         "positions that are scaled"),
+    "rope-of-another-context": (config("llama", rope_parameters={
+        "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 4096}),
+        "positions that are scaled"),
     "rope-in-part": (config("llama", partial_rotary_factor=0.5, rope_parameters={
         "rope_type": "default", "rope_theta": 10.0}), "rotate in part"),
     "rope-no-object": (config("llama", rope_scaling="linear"), "must be an object"),
