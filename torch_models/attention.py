@@ -8,7 +8,7 @@
 
 q (B, H, T, D), k (B, Hkv, S, D), v (B, Hkv, S, Dv) → (B, H, T, Dv); query head j reads key head
 ⌊j·Hkv/H⌋. Products take q's dtype; softmax and sums are in at least float32.
-mask: None (everything is seen), "causal" (with S = T), or (T, S) bool that shows each row something.
+mask: None (everything is seen), "causal" (with S = T), or (T, S) bool that shows no row nothing.
 """
 
 import torch

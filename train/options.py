@@ -114,8 +114,8 @@ def parser() -> argparse.ArgumentParser:
            choices=("float32", "bfloat16", "float16"))
     option(machine, "--recompute", "keep no activations inside a layer: less memory, more work",
            action=argparse.BooleanOptionalAction)
-    option(machine, "--attention", "the framework's fused kernel, all scores at once, or blocks for "
-           "long windows", choices=get_args(Attention))
+    option(machine, "--attention", "softmax attention by the framework's fused kernel, with all "
+           "scores at once, or in blocks for long windows", choices=get_args(Attention))
     option(machine, "--compile", "torch.compile or mx.compile",
            action=argparse.BooleanOptionalAction)
 
