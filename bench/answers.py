@@ -112,7 +112,7 @@ def answers(trials: Trials, plan: Plan, backend: str, parameters: int) -> list[s
 def which_stack(shown: Mapping[str, Shown], plan: Plan) -> str:
     """Do ratios multiply, do differences of loss add up?"""
     text = "**Which of them stack?**"
-    for kind, what, more in (("rate", "speed", "faster"), ("memory", "peak memory", "larger")):
+    for kind, what in (("rate", "speed"), ("memory", "peak memory")):
         rows = stack(shown, plan, kind)
         if len(rows) < 2:
             continue
@@ -141,7 +141,7 @@ def which_stack(shown: Mapping[str, Shown], plan: Plan) -> str:
 
 def small_models(shown: Mapping[str, Shown], plan: Plan, parameters: int) -> str:
     """What lowered the loss in every seed, what raised it, what did neither."""
-    text = f"**Do they help small models?** Here, with {parameters:,} parameters:"
+    text = f"**Do they help small models?** Here, with {parameters:,} parameters."
     for kind, when in (("steps", "at equal steps"), ("time", "at equal time")):
         groups: dict[str, list[str]] = {"lower": [], "higher": [], "undecided": []}
         for option in plan.options:
@@ -150,7 +150,7 @@ def small_models(shown: Mapping[str, Shown], plan: Plan, parameters: int) -> str
                 group = "lower" if found.high < 0 else "higher" if found.low > 0 else "undecided"
                 groups[group].append(f"{option.title} ({found.middle:+.3f})")
         said = [f"{group}: {listed(names)}" for group, names in groups.items() if names]
-        text += f" held-out loss {when} is " + "; ".join(said) + "." if said else ""
+        text += f" Held-out loss {when} is " + "; ".join(said) + "." if said else ""
     rates = {option.title: shown[option.key].rate for option in plan.options}
     faster = [f"{title} ({found.middle:.2f})" for title, found in rates.items()
               if found and found.low > 1]
@@ -176,8 +176,8 @@ def best_length(trials: Trials, plan: Plan, backend: str) -> str:
     for other in plan.lengths:
         best = min(table, key=lambda length: table[length][other].middle)
         said.append(f"{best} for windows of {other} ({table[best][other].middle:.3f} nats)")
-    return ("**What is the best length for a given time?** With equal tokens an update, in the time "
-            f"of the baseline's updates, the lowest held-out loss comes from training on "
+    return ("**What is the best length for a given time?** With equal tokens an update, in the "
+            "time of the baseline's updates, the lowest held-out loss comes from training on "
             f"{listed(said)}.")
 
 

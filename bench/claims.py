@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from specs import spec_type
+from specs import gpt, moe
 
 GPT2 = {"norm": "layernorm", "pos": "learned", "mlp": "gelu_tanh", "bias": True}
 LLAMA = {"norm": "rmsnorm", "pos": "rope", "mlp": "swiglu", "bias": False}
@@ -67,9 +67,9 @@ def grouped(setup: Setup) -> Setup:
 
 def experts(setup: Setup) -> Setup:
     """Eight experts, two of which are together as wide as the dense MLP."""
-    known = {field.name for field in fields(spec_type("moe"))}
+    known = {field.name for field in fields(moe.Spec)}
     kept = {name: value for name, value in setup.fields.items() if name in known}
-    dense = spec_type("gpt").from_dict({**setup.fields, **LLAMA})
+    dense = gpt.Spec.from_dict({**setup.fields, **LLAMA})
     return Setup("moe", {**kept, "d_ff": dense.mlp_width // 2}, setup.settings)
 
 

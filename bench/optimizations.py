@@ -103,7 +103,7 @@ def main() -> None:
     Bench(args, plan, document, file).run()
     sheets.page(document, plan, file.with_suffix(".md"), "optimizations.png")
     sheets.draw(document, plan, file.with_suffix(".png"))
-    sheets.on_terminal(document, plan, Console(highlight=False, width=160, markup=False))
+    sheets.on_terminal(document, plan, Console(highlight=False, markup=False))
     print(file, file.with_suffix(".md"), file.with_suffix(".png"), sep=", ")
 
 
@@ -206,8 +206,8 @@ class Bench:
         mine, other = (numbered(self.trials, backend, "speed", each)
                        for each in (name, self.plan.base_of(name)))
         if kind == "speed":
-            return bool(mine) and 0 in mine and mine[0]["rate"] * FAR < other[0]["rate"]
-        if not mine:  # it does not run here
+            return 0 in mine and 0 in other and mine[0]["rate"] * FAR < other[0]["rate"]
+        if not (mine and other):  # it does not run here
             return True
         near = abs(self.updates(backend, kind, name) / self.args.steps - 1) < NEAR
         return kind == "time" and near and name in self.plan.learnt
@@ -222,7 +222,8 @@ class Bench:
                 found = {"error": found["ending"]}
             if "error" in found and name in ("baseline", "long plain"):
                 raise UserError(f"{place}: {found['error']}")
-            self.document["versions"].setdefault(worker.backend, found.pop("versions", None))
+            if "versions" in found:
+                self.document["versions"][worker.backend] = found.pop("versions")
             self.trials[place] = found
             write_json(self.file, self.document)
             said = found.get("error") or f"{found['rate']:,.0f} tokens/s, {found['loss']:.3f} nats"
@@ -239,7 +240,7 @@ class Bench:
         words = [text for option, value in settings.items()
                  for text in ("--" + option.replace("_", "-"), str(value))]
         lengths = list(self.plan.lengths) if name.startswith("length") and not speed else []
-        return {"arguments": [*setup.arguments(), *words], "lengths": lengths,
+        return {"arguments": [*setup.arguments(), *words], "alone": speed, "lengths": lengths,
                 "held_out": HELD_OUT}
 
 

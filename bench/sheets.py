@@ -35,7 +35,7 @@ def options_sheet(shown: dict[str, Shown], plan: Plan, backend: str, on_cpu: boo
                      nats(found.steps), nats(found.time),
                      f"failed: {found.error}" if found.error else verdict(option, found), remark])
     return (f"{backend}: each alone", ["optimisation", "the claim", "tokens/s ×", "peak memory ×",
-                                       "loss, equal steps", "loss, equal time", "claim",
+                                       "loss, equal steps", "loss, equal time", "holds",
                                        "what this device shows"], rows)
 
 
@@ -68,6 +68,8 @@ def spread(found: Figure) -> str:
 
 
 def on_terminal(document: dict[str, Any], plan: Plan, console: Console) -> None:
+    if not console.is_terminal:
+        console.width = 160
     for backend in document["versions"]:
         for title, headings, rows in sheets(document, plan, backend):
             table = Table(title=title, title_justify="left")
@@ -97,8 +99,9 @@ def page(document: dict[str, Any], plan: Plan, path: Path, picture: str) -> None
         f"float32, all scores of attention at once; `long` is one window of {plan.long:,} tokens. "
         "Ratios are medians over rounds in turn, a process each, with the lowest and highest; "
         "memory is what training adds to the process at its peak. Losses are held-out nats against "
-        f"the baseline's at the same seed, means with the lowest and highest: after {about['steps']}"
-        f" updates, and after as many as the baseline's time allows. {about['data']}; "
+        "the baseline's at the same seed, means with the lowest and highest: after "
+        f"{about['steps']} updates, and after as many as the baseline's time allows. "
+        f"{about['data']}; "
         f"{about['chip']}.", ""]
     for backend, versions in document["versions"].items():
         lines += [f"## {backend}", "", ", ".join(f"{k} {v}" for k, v in versions.items()), ""]

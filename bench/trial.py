@@ -1,8 +1,9 @@
 """Trainings of bench/optimizations.py, in a process of their own: a JSON task on each line of
 standard input, what it showed on each line of standard output.
 
-Trained as by train/run.py, whose metrics are read. Memory is what training adds to the process
-(on a GPU: to the device) at its peak.
+Trained as by train/run.py, whose metrics are read. Memory is what model and training add to the
+process (on a GPU: to the device) at their peak. What frameworks load when they are first used is
+no part of it: a training of a small model comes before.
 """
 
 from __future__ import annotations
@@ -11,32 +12,51 @@ import json
 import os
 import sys
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from statistics import median
 from typing import Any
 
 from specs import UserError
 from specs.backend import Backend, load_backend
 from specs.errors import lacking
+from specs.machine import give_back
 from train import metrics
 from train import run as training
 from train.batches import validation_windows
+from train.loop import Loop
 from train.options import parser
+
+# In float32, since half precision is slow on many CPUs; compilers are loaded, nothing is compiled.
+SMALL = ["--set", "n_layer=1", "--block-size", "8", "--dtype", "float32", "--steps"]
+
+
+@contextmanager
+def begun(backend: Backend, arguments: list[str]) -> Iterator[Loop]:
+    """What train/run.py would train, in a folder that vanishes."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as locks:
+        os.chdir(folder)
+        os.environ["DIPTYCH_CACHE"] = folder
+        try:
+            yield training.start(parser().parse_args(arguments), backend, locks)
+        finally:
+            os.chdir("/")
 
 
 def measure(backend: Backend, task: dict[str, Any]) -> dict[str, Any]:
     """Tokens/s (median over the log points after the first), bytes, held-out loss in nats and, for
     each of `lengths`, that of windows of so many tokens."""
-    args = parser().parse_args(task["arguments"])
-    backend.reset_peak_memory()
-    before = backend.peak_memory()
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as locks:
-        os.chdir(folder)
-        os.environ["DIPTYCH_CACHE"] = folder
-        loop = training.start(args, backend, locks)
+    arguments = task["arguments"]
+    if task["alone"]:
+        steps = "0" if "--compile" in arguments else "1"
+        with begun(backend, [*arguments, *SMALL, steps]) as loop:
+            loop.train()
+        del loop
+    before = held(backend)
+    with begun(backend, arguments) as loop:
+        held(backend)
         ending = loop.train()
         rows = metrics.read(loop.run.metrics)
-        os.chdir("/")
     logged = [row for row in rows if "tokens_per_s" in row]
     rates = [row["tokens_per_s"] for row in logged]
     found = {"rate": median(rates[1:] or rates), "memory": logged[-1]["memory"] - before,
@@ -48,6 +68,13 @@ def measure(backend: Backend, task: dict[str, Any]) -> dict[str, Any]:
                    for i in range(len(tokens)))
         found[f"loss {length}"] = nats / targets.size
     return found
+
+
+def held(backend: Backend) -> int:
+    """Bytes in use now, from which on the peak is counted."""
+    give_back()
+    backend.reset_peak_memory()
+    return backend.peak_memory()
 
 
 def main() -> None:
