@@ -58,11 +58,11 @@ def show(trials: Trials, plan: Plan, backend: str, name: str) -> Shown:
     mine, others = (numbered(trials, backend, "speed", each) for each in (name, base))
     both = mine.keys() & others.keys()
     rate = [mine[i]["rate"] / others[i]["rate"] for i in both]
-    memory = [mine[i]["memory"] / max(others[i]["memory"], 1) for i in both]
-    steps = numbered(trials, backend, "steps", name)
-    base_steps = numbered(trials, backend, "steps", base)
+    memory = [mine[i]["memory"] / others[i]["memory"] for i in both]
+    steps, base_steps = (numbered(trials, backend, "steps", each) if name in plan.learnt else {}
+                         for each in (name, base))
     # Where the time allows as many updates, that training is the same one.
-    timed = {**steps, **numbered(trials, backend, "time", name)}
+    timed = {**steps, **numbered(trials, backend, "time", name)} if steps else {}
     return Shown(figure(rate, median), figure(memory, median), differences(steps, base_steps),
                  differences(timed, base_steps), errors[0] if errors and not mine else None)
 

@@ -118,13 +118,19 @@ class Worker:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.end()
+        self.said.close()
+
+    def end(self) -> None:
         if self.process:
             self.process.kill()
             self.process.communicate()
-        self.said.close()
+            self.process = None
 
     def ask(self, task: dict[str, Any]) -> dict[str, Any]:
-        if self.process is None or self.process.poll() is not None:
+        if self.process and self.process.poll() is not None:
+            self.end()
+        if self.process is None:
             self.process = subprocess.Popen(
                 [sys.executable, TRIAL], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 stderr=self.said, text=True)
@@ -135,7 +141,7 @@ class Worker:
         answer = self.process.stdout.readline()
         if answer:
             return json.loads(answer)
-        self.process.wait()
+        self.end()
         self.said.seek(0)
         lines = self.said.read().decode(errors="replace").strip().splitlines()
         return {"error": lines[-1] if lines else "the process was killed"}

@@ -59,7 +59,7 @@ def measure(backend: Backend, task: dict[str, Any]) -> dict[str, Any]:
         rows = metrics.read(loop.run.metrics)
     logged = [row for row in rows if "tokens_per_s" in row]
     rates = [row["tokens_per_s"] for row in logged]
-    found = {"rate": median(rates[1:] or rates), "memory": logged[-1]["memory"] - before,
+    found = {"rate": median(rates[1:] or rates), "memory": max(1, logged[-1]["memory"] - before),
              "steps": loop.state.step, "skipped": loop.state.skipped, "ending": ending,
              "loss": next((row["val_loss"] for row in rows if "val_loss" in row), None)}
     for length in task["lengths"]:
