@@ -41,9 +41,10 @@ QUICK: dict[str, Any] = {"only": ["recompute", "sdpa", "rope", "moe"], "layers":
                          "block": 64, "long": 512, "lengths": [32, 64], "steps": 20, "rounds": 1,
                          "seeds": 1}
 FULL = {**{field.name: field.default for field in dataclasses.fields(Plan)},
-        "steps": 120, "rounds": 2, "seeds": 3}
-TIMED_TOKENS = 5_000  # of a training for its speed
-HELD_OUT = 16_384  # tokens of the held-out part that are read
+        "steps": 100, "rounds": 2, "seeds": 3}
+TIMED_TOKENS = 2_000  # of a training for its speed, at first
+SECONDS = 1.5  # that it lasts at least, where more than two updates fit in
+HELD_OUT = 8_192  # tokens of the held-out part that are read
 START = 30_000  # tokens that could be trained in the time in which a process starts
 FAR = 4  # what is so many times as slow as the baseline is not measured again
 NEAR = 0.05  # a number of updates that differs by less is the same
@@ -246,8 +247,8 @@ class Bench:
         words = [text for option, value in settings.items()
                  for text in ("--" + option.replace("_", "-"), str(value))]
         lengths = list(self.plan.lengths) if name.startswith("length") and not speed else []
-        return {"arguments": [*setup.arguments(), *words], "alone": speed, "lengths": lengths,
-                "held_out": HELD_OUT}
+        return {"arguments": [*setup.arguments(), *words], "lengths": lengths,
+                "held_out": HELD_OUT, "seconds": SECONDS if speed else 0}
 
 
 if __name__ == "__main__":

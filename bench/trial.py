@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -26,6 +27,7 @@ from train import run as training
 from train.batches import validation_windows
 from train.loop import Loop
 from train.options import parser
+from train.plots import Rows
 
 # In float32, since half precision is slow on many CPUs; compilers are loaded, nothing is compiled.
 SMALL = ["--set", "n_layer=1", "--block-size", "8", "--dtype", "float32", "--steps"]
@@ -44,10 +46,10 @@ def begun(backend: Backend, arguments: list[str]) -> Iterator[Loop]:
 
 
 def measure(backend: Backend, task: dict[str, Any]) -> dict[str, Any]:
-    """Tokens/s (median over the log points after the first), bytes, held-out loss in nats and, for
-    each of `lengths`, that of windows of so many tokens."""
+    """Tokens/s (median over the log points after the first, once `seconds` were trained), bytes,
+    held-out loss in nats and, for each of `lengths`, that of windows of so many tokens."""
     arguments = task["arguments"]
-    if task["alone"]:
+    if task["seconds"]:
         steps = "0" if "--compile" in arguments else "1"
         with begun(backend, [*arguments, *SMALL, steps]) as loop:
             loop.train()
@@ -56,10 +58,9 @@ def measure(backend: Backend, task: dict[str, Any]) -> dict[str, Any]:
     with begun(backend, arguments) as loop:
         held(backend)
         ending = loop.train()
-        rows = metrics.read(loop.run.metrics)
-    logged = [row for row in rows if "tokens_per_s" in row]
-    rates = [row["tokens_per_s"] for row in logged]
-    found = {"rate": median(rates[1:] or rates), "memory": max(1, logged[-1]["memory"] - before),
+        peaks = [row["memory"] for row in metrics.read(loop.run.metrics) if "memory" in row]
+        rows = go_on(loop, task["seconds"])
+    found = {"rate": rate(rows), "memory": max(1, peaks[-1] - before),
              "steps": loop.state.step, "skipped": loop.state.skipped, "ending": ending,
              "loss": next((row["val_loss"] for row in rows if "val_loss" in row), None)}
     for length in task["lengths"]:
@@ -68,6 +69,24 @@ def measure(backend: Backend, task: dict[str, Any]) -> dict[str, Any]:
                    for i in range(len(tokens)))
         found[f"loss {length}"] = nats / targets.size
     return found
+
+
+def rate(rows: Rows) -> float:
+    rates = [row["tokens_per_s"] for row in rows if "tokens_per_s" in row]
+    return median(rates[1:] or rates)
+
+
+def go_on(loop: Loop, seconds: float) -> Rows:
+    """Train on for about so long, where the steps made took less; the metrics, from there on if
+    there are more."""
+    rows, done = metrics.read(loop.run.metrics), loop.state.step
+    more = int(seconds * rate(rows) * done / loop.state.tokens)
+    if more <= done:
+        return rows
+    loop.settings = replace(loop.settings, steps=done + more, log_every=max(1, more // 5),
+                            eval_every=done + more, save_every=done + more)
+    loop.train()
+    return metrics.read(loop.run.metrics)[len(rows):]
 
 
 def held(backend: Backend) -> int:

@@ -48,6 +48,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run the command; what it asked of workers."""
     monkeypatch.setattr(optimizations, "Worker", Here)
     monkeypatch.setattr(optimizations, "TIMED_TOKENS", 96)
+    monkeypatch.setattr(optimizations, "SECONDS", 0.01)
     monkeypatch.setattr("train.files.flush", lambda _: None)  # both would take most of the time
     for backend in BACKENDS:
         monkeypatch.setattr(f"{backend}_models.backend.Backend.matmul_rate", lambda *_: 1e9)
@@ -106,7 +107,7 @@ def test_tables_page_picture_and_going_on(call: Any, tmp_path: Path,
 def test_a_process_of_its_own(backend: str) -> None:
     setup = Plan(layers=1, width=16, heads=2, block=16, batch=2).setups()["recompute"]
     task = {"arguments": [*setup.arguments(), "--steps", "3", "--log-every", "1",
-                          "--eval-windows", "2"], "alone": True, "lengths": [], "held_out": 64}
+                          "--eval-windows", "2"], "lengths": [], "held_out": 64, "seconds": 0.1}
     with optimizations.Worker(backend, "cpu") as worker:
         refused = worker.ask({**task, "arguments": [*task["arguments"], "--data", "nowhere.txt"]})
         assert "nowhere.txt" in refused["error"]
@@ -116,7 +117,7 @@ def test_a_process_of_its_own(backend: str) -> None:
         worker.process.kill()
         worker.process.wait()
         assert "nowhere" in worker.ask(task)["error"]
-    assert found["steps"] == 3 and found["rate"] > 0 and 4 < found["loss"] < 7
+    assert found["steps"] >= 3 and found["rate"] > 0 and 4 < found["loss"] < 7
     assert found["memory"] > 0 and found["versions"][backend]
 
 
