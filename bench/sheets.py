@@ -128,6 +128,7 @@ def draw(document: dict[str, Any], plan: Plan, path: Path) -> None:
                                  gridspec_kw={"width_ratios": (3, 2)})
     kinds = (("rate", "tokens/s ×"), ("memory", "peak memory ×"), ("time", "nats, equal time"))
     for (left, right), (kind, label) in zip(every, kinds, strict=True):
+        none = 0 if kind == "time" else 1  # what changes nothing
         for place, option in enumerate(options):
             claimed = getattr(option, kind, None)
             if claimed:
@@ -138,20 +139,26 @@ def draw(document: dict[str, Any], plan: Plan, path: Path) -> None:
                      for place, option in enumerate(options)]
             bars = [(place, each) for place, each in found if each]
             left.bar([place + 0.4 * number - 0.2 for place, _ in bars],
-                     [each.middle for _, each in bars], 0.38, label=backend, color=f"C{number}")
+                     [each.middle - none for _, each in bars], 0.38, none, label=backend,
+                     color=f"C{number}")
             if kind != "time":
                 rows = stack(shown, plan, kind)
                 right.plot([level for _, level, _ in rows], f"C{number}o-", label=backend)
                 right.plot([product for _, _, product in rows], f"C{number}:",
                            label=f"{backend}, product of the singles")
         left.set_ylabel(label)
-        left.axhline(0 if kind == "time" else 1, color="k", lw=0.8)
+        left.set_xlim(-0.6, len(options) - 0.4)
+        left.axhline(none, color="k", lw=0.8)
         left.set_xticks(places, [option.key for option in options], rotation=45, ha="right")
         if kind == "time":
             lengths(document, plan, right)
         else:
-            left.set_yscale("log")
-            right.set_yscale("log")
+            for axes in (left, right):
+                axes.set_yscale("log")
+                axes.yaxis.set_major_formatter("{x:g}")
+                axes.yaxis.set_minor_formatter("{x:g}")
+                axes.tick_params(which="both", labelsize=8)
+            right.set_ylabel(f"{label}, stacked")
             right.set_xticks(range(len(plan.stacked)), [f"+ {o.key}" for o in plan.stacked],
                              rotation=45, ha="right")
         left.legend(fontsize=8)
