@@ -142,15 +142,6 @@ class RotaryTable:
         return self.cos[start:end], self.sin[start:end]
 
 
-def attention(q, k, v, mask):
-    """softmax(q kᵀ/√D) v for q (B, H, T, D), k (B, Hkv, S, D) and v (B, Hkv, S, Dv); softmax in
-    float32.
-
-    mask: None (everything is seen), "causal" (with S = T), or (T, S) bool.
-    """
-    return mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5, mask=mask)
-
-
 def mix(x):
     """Scramble 32-bit integers (the xorshift-multiply rounds of Wellons' lowbias32)."""
     x = (x ^ ((x >> 16) & 0xFFFF)) * _MIX1

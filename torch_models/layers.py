@@ -109,19 +109,6 @@ class RotaryTable:
         return self.cos[start:end], self.sin[start:end]
 
 
-def attention(q, k, v, mask):
-    """softmax(q kᵀ/√D) v for q (B, H, T, D), k (B, Hkv, S, D) and v (B, Hkv, S, Dv); softmax in at
-    least float32.
-
-    mask: None (everything is seen), "causal" (with S = T), or (T, S) bool.
-    """
-    causal, spare = isinstance(mask, str), q.shape[-1] - v.shape[-1]
-    if spare > 0:  # fused kernels want one size
-        return attention(q, k, F.pad(v, (0, spare)), mask)[..., :-spare]
-    return F.scaled_dot_product_attention(q, k, v, None if causal else mask, is_causal=causal,
-                                          enable_gqa=q.shape[1] != k.shape[1])
-
-
 def times(a, b):
     """a·b modulo 2³², int32; compiled C++ leaves undefined what a signed overflow gives."""
     return (a.long() * b).int() if torch.compiler.is_compiling() else a * b

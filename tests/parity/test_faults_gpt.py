@@ -10,6 +10,7 @@ from tests.parity.planting import Fault
 
 GPT, FRAME = "mlx_models.gpt", "mlx_models.model"
 LAYERS, CACHE = "mlx_models.layers", "mlx_models.cache"
+ATTENTION = "mlx_models.attention"
 TORCH_LAYERS, TORCH_CACHE = "torch_models.layers", "torch_models.cache"
 MIXER, MLP, ROTARY, NORM = "layers.0.mixer", "layers.0.mlp", "layers.0.mixer.rotary", (
     "layers.0.mixer_norm")
@@ -37,21 +38,21 @@ FAULTS = [
           "activations", ROTARY, FIRST),
     Fault("RoPE of positions scaled", LAYERS, "RotaryTable.__call__",
           "angle = self", "angle = 0.5 * self", "activations", MODEL, FIRST),
-    Fault("all-ones mask added as zeros", GPT, "attention",
+    Fault("all-ones mask added as zeros", ATTENTION, "sdpa",
           "mask=mask", "mask=mx.zeros((q.shape[2], k.shape[2]))", "activations", MIXER, FIRST),
-    Fault("mask off by one", GPT, "attention", "mask=mask",
+    Fault("mask off by one", ATTENTION, "sdpa", "mask=mask",
           "mask=mx.tri(q.shape[2], k.shape[2], 1, mx.bool_)", "activations", MIXER, FIRST),
     Fault("window off by one", CACHE, "KeyValueCache.make_mask",
           "s > t - self.window", "s >= t - self.window", "activations", MODEL, FIRST,
           spec=WINDOW),
     Fault("sinks forgotten", CACHE, "KeyValueCache.make_mask",
           " | (s < self.sinks)", "", "activations", MODEL, FIRST, spec={**WINDOW, "sinks": 2}),
-    Fault("heads tiled, not repeated", GPT, "attention", "q, k, v, scale",
+    Fault("heads tiled, not repeated", ATTENTION, "sdpa", "q, k, v, scale",
           "q, *(mx.tile(y, (1, q.shape[1] // k.shape[1], 1, 1)) for y in (k, v)), scale",
           "activations", MIXER, FIRST),
-    Fault("attention scale", GPT, "attention", "** -0.5", "** -1.0",
+    Fault("attention scale", ATTENTION, "sdpa", "** -0.5", "** -1.0",
           "activations", MIXER, FIRST),
-    Fault("scores in float16", GPT, "attention", "q, k, v, scale",
+    Fault("scores in float16", ATTENTION, "sdpa", "q, k, v, scale",
           "q.astype(mx.float16), k.astype(mx.float16), v.astype(mx.float16), scale",
           "activations", MIXER, FIRST),
     Fault("q and k take each other's norm", GPT, "Attention.__call__",
@@ -71,7 +72,7 @@ FAULTS = [
           "x @ mx.stop_gradient(self.embed.weight).T", "gradients", good=("loss", *FORWARD)),
     Fault("logits without their cap", GPT, "Model.head", "cap is None", "True",
           "logits", MODEL, ("activations",), spec={"logit_softcap": 1.0}),
-    Fault("no gradient through the keys", GPT, "attention", "q, k, v, scale",
+    Fault("no gradient through the keys", ATTENTION, "sdpa", "q, k, v, scale",
           "q, mx.stop_gradient(k), v, scale", "single-step", "layers.1.mixer", FORWARD),
     Fault("one dropout mask for two places", GPT, "Block.__call__", "fold(key, 1)",
           "fold(key, 0)", "gradients", "layers.0", ("single-step", "loss", *FORWARD)),
