@@ -9,7 +9,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_models.cache import ConstantCache
-from mlx_models.layers import Linear, RMSNorm, dropout, upcast
+from mlx_models.layers import Linear, RMSNorm, dropout, exp, silu, upcast
+from mlx_models.mamba2_fast import convolve
 from mlx_models.model import LanguageModel
 
 GRAIN = 2.0**-9  # sums of up to 2²⁴ of these are exact in float32
@@ -43,7 +44,7 @@ class GatedNorm(nn.Module):
         self.weight, self.groups, self.eps = mx.ones(dims), groups, eps
 
     def __call__(self, y, z):
-        h = upcast(y) * nn.silu(upcast(z))
+        h = upcast(y) * silu(upcast(z))
         parts = h.reshape(*h.shape[:-1], self.groups, -1)
         return mx.fast.rms_norm(parts, None, self.eps).reshape(h.shape) * self.weight
 
@@ -77,12 +78,12 @@ class StateSpace(nn.Module):
         inputs, state = (None, None) if cache is None else (cache.get("inputs"), cache.get("state"))
         z, w, dt = mx.split(self.in_proj(x), (di, di + len(self.conv_bias)), axis=-1)
         w, inputs = self.convolve(w, inputs)
-        w = nn.silu(w).astype(x.dtype)
+        w = silu(w).astype(x.dtype)
         u, b, c = mx.split(w, (di, di + self.groups * self.d_state), axis=-1)
         u, (b, c) = u.reshape(B, T, H, -1), (a.reshape(B, T, self.groups, -1) for a in (b, c))
         dt = mx.clip(nn.softplus(upcast(dt) + self.dt_bias), *self.limit)
         form = self.step if cache is not None and T == 1 else self.chunked
-        y, state = form(upcast(u) * dt[..., None], -mx.exp(self.A_log) * dt, b, c, state)
+        y, state = form(upcast(u) * dt[..., None], -exp(self.A_log) * dt, b, c, state)
         y = y + self.D[:, None] * u
         if cache is not None:
             cache.put(T, inputs=inputs, state=state)
@@ -96,8 +97,7 @@ class StateSpace(nn.Module):
         if before is None:
             before = mx.zeros((B, taps - 1, width), w.dtype)
         w = mx.concatenate((before, w), axis=1)
-        y = sum(w[:, j : j + T] * self.conv_weight[:, j] for j in range(taps))
-        return y + self.conv_bias, w[:, T:]
+        return convolve(w, self.conv_weight) + self.conv_bias, w[:, T:]
 
     def chunked(self, u, da, b, c, state=None):
         """All pairs inside a chunk, a state between chunks (Dao & Gu, section 6)."""
@@ -110,7 +110,7 @@ class StateSpace(nn.Module):
         u, da, b, c = (pad(a, 1, 0, K * Q - T) for a in (u, da, b, c))
         b, c = (a.reshape(B, K, Q, G, N).swapaxes(2, 3) for a in (b, c))  # (B, K, G, Q, N)
         da = da.reshape(B, K, Q, H).swapaxes(2, 3)  # (B, K, H, Q)
-        decay = mx.exp(segment_sums(da))  # (B, K, H, Q, Q)
+        decay = exp(segment_sums(da))  # (B, K, H, Q, Q)
         scores = upcast(c @ b.swapaxes(-1, -2))[:, :, :, None]  # (B, K, G, 1, Q, Q)
         scores = (scores * decay.reshape(B, K, G, -1, Q, Q)).reshape(decay.shape).astype(dtype)
         heads = u.reshape(B, K, Q, H, P).swapaxes(2, 3)  # (B, K, H, Q, P)
@@ -123,11 +123,11 @@ class StateSpace(nn.Module):
         if state is None:
             state = mx.zeros((B, H, P, N), states.dtype)
         states = mx.concatenate((state.reshape(B, H, 1, -1), states), axis=2)
-        states = mx.exp(segment_sums(pad(total, 2, 1, 0))) @ states  # (B, H, K + 1, P·N)
+        states = exp(segment_sums(pad(total, 2, 1, 0))) @ states  # (B, H, K + 1, P·N)
         found = states[:, :, :-1].swapaxes(1, 2).reshape(B, K, G, -1, N)
         read = (upcast(c) @ found.swapaxes(-1, -2)).reshape(B, K, G, Q, -1, P)
         read = read.swapaxes(3, 4).reshape(heads.shape)
-        y = y + read * mx.exp(mx.cumsum(da, -1))[..., None]
+        y = y + read * exp(mx.cumsum(da, -1))[..., None]
         y = y.swapaxes(2, 3).reshape(B, K * Q, H, P)[:, :T]
         return y, states[:, :, -1].reshape(B, H, P, N)
 
@@ -146,7 +146,7 @@ class StateSpace(nn.Module):
         u, b, c = (upcast(a).reshape(B, G, -1, a.shape[-1]) for a in (u, b, c))
         added = u.reshape(B, G, -1, 1) * b  # (B, G, R·P, N)
         if state is not None:
-            decay = mx.exp(da).reshape(B, H, 1, 1)
+            decay = exp(da).reshape(B, H, 1, 1)
             added = added + (decay * state).reshape(B, G, -1, N)
         y = added @ c.swapaxes(-1, -2)
         return y.reshape(B, 1, H, P), added.reshape(B, H, P, N)

@@ -71,8 +71,9 @@ class Spec(Layered):
     }
 
     def validate(self) -> None:
-        for name in ("d_state", "d_conv", "expand", "head_dim", "n_groups", "chunk_size"):
+        for name in ("d_state", "expand", "head_dim", "n_groups", "chunk_size"):
             self.require(name, getattr(self, name) >= 1, "at least 1")
+        self.require("d_conv", self.d_conv >= 2, "at least 2")
         self.require("head_dim", self.inner % self.head_dim == 0,
                      f"a divisor of expand·n_embd = {self.inner}")
         self.require("n_groups", self.heads % self.n_groups == 0,

@@ -11,6 +11,7 @@ from torch import nn
 
 from torch_models.cache import ConstantCache
 from torch_models.layers import Linear, RMSNorm, dropout, upcast
+from torch_models.mamba2_fast import convolve
 from torch_models.model import LanguageModel
 
 GRAIN = 2.0**-9  # sums of up to 2²⁴ of these are exact in float32
@@ -97,8 +98,7 @@ class StateSpace(nn.Module):
         if before is None:
             before = w.new_zeros((B, taps - 1, width))
         w = torch.cat((before, w), dim=1)
-        y = sum(w[:, j : j + T] * self.conv_weight[:, j] for j in range(taps))
-        return y + self.conv_bias, w[:, T:]
+        return convolve(w, self.conv_weight) + self.conv_bias, w[:, T:]
 
     def chunked(self, u, da, b, c, state=None):
         """All pairs inside a chunk, a state between chunks (Dao & Gu, section 6)."""
