@@ -7,6 +7,8 @@ and all products with it, norms, the residual stream and logits are in at least 
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.core import cumsum
+from mlx.nn import softplus
 
 from mlx_models.cache import ConstantCache
 from mlx_models.layers import Linear, RMSNorm, dropout, exp, silu, upcast
@@ -25,7 +27,7 @@ def segment_sums(x):
     """
     x = mx.maximum(x, FORGOTTEN)
     whole = mx.round(mx.stop_gradient(x) / GRAIN) * GRAIN
-    whole, rest = mx.cumsum(whole, -1), mx.cumsum(x - whole, -1)
+    whole, rest = cumsum(whole, -1), cumsum(x - whole, -1)
     after = mx.triu(mx.full((x.shape[-1], x.shape[-1]), -mx.inf), 1)
     sums = whole[..., :, None] - whole[..., None, :] + (rest[..., :, None] - rest[..., None, :])
     return sums + after
@@ -77,11 +79,11 @@ class StateSpace(nn.Module):
         di, H = self.inner, self.n_head
         inputs, state = (None, None) if cache is None else (cache.get("inputs"), cache.get("state"))
         z, w, dt = mx.split(self.in_proj(x), (di, di + len(self.conv_bias)), axis=-1)
-        w, inputs = self.convolve(w, inputs)
+        w, inputs = self.conv(w, inputs)
         w = silu(w).astype(x.dtype)
         u, b, c = mx.split(w, (di, di + self.groups * self.d_state), axis=-1)
         u, (b, c) = u.reshape(B, T, H, -1), (a.reshape(B, T, self.groups, -1) for a in (b, c))
-        dt = mx.clip(nn.softplus(upcast(dt) + self.dt_bias), *self.limit)
+        dt = mx.clip(softplus(upcast(dt) + self.dt_bias), *self.limit)
         form = self.step if cache is not None and T == 1 else self.chunked
         y, state = form(upcast(u) * dt[..., None], -exp(self.A_log) * dt, b, c, state)
         y = y + self.D[:, None] * u
@@ -89,7 +91,7 @@ class StateSpace(nn.Module):
             cache.put(T, inputs=inputs, state=state)
         return self.out_proj(self.norm(y.reshape(B, T, -1), z).astype(x.dtype))
 
-    def convolve(self, w, before):
+    def conv(self, w, before):
         """Causal convolution of each channel of w (B, T, ·), and the inputs that the next needs."""
         B, T, width = w.shape
         taps = self.conv_weight.shape[1]
@@ -109,27 +111,24 @@ class StateSpace(nn.Module):
         # Tokens that fill the last chunk decay nothing and add nothing
         u, da, b, c = (pad(a, 1, 0, K * Q - T) for a in (u, da, b, c))
         b, c = (a.reshape(B, K, Q, G, N).swapaxes(2, 3) for a in (b, c))  # (B, K, G, Q, N)
-        da = da.reshape(B, K, Q, H).swapaxes(2, 3)  # (B, K, H, Q)
+        u, da = u.reshape(B, K, Q, H, P), da.reshape(B, K, Q, H).swapaxes(2, 3)
         decay = exp(segment_sums(da))  # (B, K, H, Q, Q)
         scores = upcast(c @ b.swapaxes(-1, -2))[:, :, :, None]  # (B, K, G, 1, Q, Q)
         scores = (scores * decay.reshape(B, K, G, -1, Q, Q)).reshape(decay.shape).astype(dtype)
-        heads = u.reshape(B, K, Q, H, P).swapaxes(2, 3)  # (B, K, H, Q, P)
-        y = upcast(scores @ heads.astype(dtype))
+        y = upcast(scores @ u.astype(dtype).swapaxes(2, 3)).swapaxes(2, 3)  # (B, K, Q, H, P)
         # What each chunk adds to the state, and the state that it finds
-        late = (heads * decay[..., -1, :, None]).reshape(B, K, G, -1, Q, P).swapaxes(-1, -2)
-        added = late.reshape(B, K, G, -1, Q) @ upcast(b)  # (B, K, G, R·P, N)
-        total = da.sum(-1).swapaxes(1, 2)  # (B, H, K)
-        states = added.reshape(B, K, H, P * N).swapaxes(1, 2)
+        late = u * decay[..., -1, :].swapaxes(2, 3)[..., None]
+        late = late.reshape(B, K, Q, G, -1).swapaxes(2, 3)  # (B, K, G, Q, R·P)
+        states = (late.swapaxes(-1, -2) @ upcast(b)).reshape(B, K, H, P * N).swapaxes(1, 2)
         if state is None:
             state = mx.zeros((B, H, P, N), states.dtype)
         states = mx.concatenate((state.reshape(B, H, 1, -1), states), axis=2)
-        states = exp(segment_sums(pad(total, 2, 1, 0))) @ states  # (B, H, K + 1, P·N)
-        found = states[:, :, :-1].swapaxes(1, 2).reshape(B, K, G, -1, N)
-        read = (upcast(c) @ found.swapaxes(-1, -2)).reshape(B, K, G, Q, -1, P)
-        read = read.swapaxes(3, 4).reshape(heads.shape)
-        y = y + read * exp(mx.cumsum(da, -1))[..., None]
-        y = y.swapaxes(2, 3).reshape(B, K * Q, H, P)[:, :T]
-        return y, states[:, :, -1].reshape(B, H, P, N)
+        total = da.sum(-1).swapaxes(1, 2)  # (B, H, K)
+        kept = exp(segment_sums(pad(total, 2, 1, 0)))  # (B, H, K + 1, K + 1)
+        found = (kept[:, :, :-1] @ states).swapaxes(1, 2).reshape(B, K, G, -1, N)
+        read = (upcast(c) @ found.swapaxes(-1, -2)).swapaxes(2, 3).reshape(u.shape)
+        y = y + read * exp(cumsum(da, -1)).swapaxes(2, 3)[..., None]
+        return y.reshape(B, K * Q, H, P)[:, :T], (kept[:, :, -1:] @ states).reshape(B, H, P, N)
 
     def recurrent(self, u, da, b, c, state=None):
         """One token after the other."""

@@ -7,7 +7,8 @@ and all products with it, norms, the residual stream and logits are in at least 
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import cumsum, exp, nn
+from torch.nn.functional import silu, softplus
 
 from torch_models.cache import ConstantCache
 from torch_models.layers import Linear, RMSNorm, dropout, upcast
@@ -26,7 +27,7 @@ def segment_sums(x):
     """
     x = torch.clamp(x, min=FORGOTTEN)
     whole = torch.round(x.detach() / GRAIN) * GRAIN
-    whole, rest = torch.cumsum(whole, -1), torch.cumsum(x - whole, -1)
+    whole, rest = cumsum(whole, -1), cumsum(x - whole, -1)
     after = torch.full((x.shape[-1], x.shape[-1]), -torch.inf, device=x.device).triu(1)
     sums = whole[..., :, None] - whole[..., None, :] + (rest[..., :, None] - rest[..., None, :])
     return sums + after
@@ -45,7 +46,7 @@ class GatedNorm(nn.Module):
         self.weight, self.groups, self.eps = nn.Parameter(torch.ones(dims)), groups, eps
 
     def forward(self, y, z):
-        h = upcast(y) * F.silu(upcast(z))
+        h = upcast(y) * silu(upcast(z))
         parts = h.reshape(*h.shape[:-1], self.groups, -1)
         return F.rms_norm(parts, parts.shape[-1:], None, self.eps).reshape(h.shape) * self.weight
 
@@ -78,19 +79,19 @@ class StateSpace(nn.Module):
         di, H = self.inner, self.n_head
         inputs, state = (None, None) if cache is None else (cache.get("inputs"), cache.get("state"))
         z, w, dt = torch.split(self.in_proj(x), (di, len(self.conv_bias), H), dim=-1)
-        w, inputs = self.convolve(w, inputs)
-        w = F.silu(w).to(x.dtype)
+        w, inputs = self.conv(w, inputs)
+        w = silu(w).to(x.dtype)
         u, b, c = torch.split(w, (di, *2 * [self.groups * self.d_state]), dim=-1)
         u, (b, c) = u.reshape(B, T, H, -1), (a.reshape(B, T, self.groups, -1) for a in (b, c))
-        dt = torch.clamp(F.softplus(upcast(dt) + self.dt_bias), *self.limit)
+        dt = torch.clamp(softplus(upcast(dt) + self.dt_bias), *self.limit)
         form = self.step if cache is not None and T == 1 else self.chunked
-        y, state = form(upcast(u) * dt[..., None], -torch.exp(self.A_log) * dt, b, c, state)
+        y, state = form(upcast(u) * dt[..., None], -exp(self.A_log) * dt, b, c, state)
         y = y + self.D[:, None] * u
         if cache is not None:
             cache.put(T, inputs=inputs, state=state)
         return self.out_proj(self.norm(y.reshape(B, T, -1), z).to(x.dtype))
 
-    def convolve(self, w, before):
+    def conv(self, w, before):
         """Causal convolution of each channel of w (B, T, ·), and the inputs that the next needs."""
         B, T, width = w.shape
         taps = self.conv_weight.shape[1]
@@ -110,27 +111,24 @@ class StateSpace(nn.Module):
         # Tokens that fill the last chunk decay nothing and add nothing
         u, da, b, c = (pad(a, 1, 0, K * Q - T) for a in (u, da, b, c))
         b, c = (a.reshape(B, K, Q, G, N).swapaxes(2, 3) for a in (b, c))  # (B, K, G, Q, N)
-        da = da.reshape(B, K, Q, H).swapaxes(2, 3)  # (B, K, H, Q)
-        decay = torch.exp(segment_sums(da))  # (B, K, H, Q, Q)
+        u, da = u.reshape(B, K, Q, H, P), da.reshape(B, K, Q, H).swapaxes(2, 3)
+        decay = exp(segment_sums(da))  # (B, K, H, Q, Q)
         scores = upcast(c @ b.swapaxes(-1, -2))[:, :, :, None]  # (B, K, G, 1, Q, Q)
         scores = (scores * decay.reshape(B, K, G, -1, Q, Q)).reshape(decay.shape).to(dtype)
-        heads = u.reshape(B, K, Q, H, P).swapaxes(2, 3)  # (B, K, H, Q, P)
-        y = upcast(scores @ heads.to(dtype))
+        y = upcast(scores @ u.to(dtype).swapaxes(2, 3)).swapaxes(2, 3)  # (B, K, Q, H, P)
         # What each chunk adds to the state, and the state that it finds
-        late = (heads * decay[..., -1, :, None]).reshape(B, K, G, -1, Q, P).swapaxes(-1, -2)
-        added = late.reshape(B, K, G, -1, Q) @ upcast(b)  # (B, K, G, R·P, N)
-        total = da.sum(-1).swapaxes(1, 2)  # (B, H, K)
-        states = added.reshape(B, K, H, P * N).swapaxes(1, 2)
+        late = u * decay[..., -1, :].swapaxes(2, 3)[..., None]
+        late = late.reshape(B, K, Q, G, -1).swapaxes(2, 3)  # (B, K, G, Q, R·P)
+        states = (late.swapaxes(-1, -2) @ upcast(b)).reshape(B, K, H, P * N).swapaxes(1, 2)
         if state is None:
             state = states.new_zeros((B, H, P, N))
         states = torch.cat((state.reshape(B, H, 1, -1), states), dim=2)
-        states = torch.exp(segment_sums(pad(total, 2, 1, 0))) @ states  # (B, H, K + 1, P·N)
-        found = states[:, :, :-1].swapaxes(1, 2).reshape(B, K, G, -1, N)
-        read = (upcast(c) @ found.swapaxes(-1, -2)).reshape(B, K, G, Q, -1, P)
-        read = read.swapaxes(3, 4).reshape(heads.shape)
-        y = y + read * torch.exp(torch.cumsum(da, -1))[..., None]
-        y = y.swapaxes(2, 3).reshape(B, K * Q, H, P)[:, :T]
-        return y, states[:, :, -1].reshape(B, H, P, N)
+        total = da.sum(-1).swapaxes(1, 2)  # (B, H, K)
+        kept = exp(segment_sums(pad(total, 2, 1, 0)))  # (B, H, K + 1, K + 1)
+        found = (kept[:, :, :-1] @ states).swapaxes(1, 2).reshape(B, K, G, -1, N)
+        read = (upcast(c) @ found.swapaxes(-1, -2)).swapaxes(2, 3).reshape(u.shape)
+        y = y + read * exp(cumsum(da, -1)).swapaxes(2, 3)[..., None]
+        return y.reshape(B, K * Q, H, P)[:, :T], (kept[:, :, -1:] @ states).reshape(B, H, P, N)
 
     def recurrent(self, u, da, b, c, state=None):
         """One token after the other."""
@@ -147,7 +145,7 @@ class StateSpace(nn.Module):
         u, b, c = (upcast(a).reshape(B, G, -1, a.shape[-1]) for a in (u, b, c))
         added = u.reshape(B, G, -1, 1) * b  # (B, G, R·P, N)
         if state is not None:
-            decay = torch.exp(da).reshape(B, H, 1, 1)
+            decay = exp(da).reshape(B, H, 1, 1)
             added = added + (decay * state).reshape(B, G, -1, N)
         y = added @ c.swapaxes(-1, -2)
         return y.reshape(B, 1, H, P), added.reshape(B, H, P, N)
