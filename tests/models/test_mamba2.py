@@ -219,7 +219,8 @@ def test_initial_weights_are_as_published() -> None:
     assert np.all(weights["layers.3.mixer.D"] == 1)
     assert not any(groups[name].decays for name in ("dt_bias", "A_log", "D", "conv_bias"))
     assert groups["conv_weight"].decays and groups["conv_weight"].group == "filter"
-    assert abs(np.abs(weights["layers.3.mixer.out_proj.weight"]).max() * (768 * 12) ** 0.5 - 1) < .01
+    largest = np.abs(weights["layers.3.mixer.out_proj.weight"]).max()
+    assert 0.99 < largest * (768 * 12) ** 0.5 <= 1
 
 
 @pytest.mark.needs("mlx")
@@ -237,7 +238,8 @@ def test_exp_and_silu_of_mlx_on_the_cpu() -> None:
     np.testing.assert_array_equal(np.array(mx.grad(lambda x: exp(x).sum())(mx.array(x))), found)
     x = np.concatenate([np.linspace(-300, 300, 4001), [-1e20, 1e20]]).astype(np.float32)
     exact = x / (1 + np.exp(-x.astype(float).clip(-700)))
-    assert np.all(np.abs(np.array(silu(mx.array(x))) - exact) <= 4e-7 * np.abs(exact) + 1e-14)
+    room = 2**-24 * (4 + 2 * np.minimum(np.abs(x), 80))
+    assert np.all(np.abs(np.array(silu(mx.array(x))) - exact) <= room * np.abs(exact) + 1e-14)
     slope = np.array(mx.grad(lambda x: silu(x).sum())(mx.array(x)))
     share = 1 / (1 + np.exp(-x.astype(float).clip(-700)))
     assert np.abs(slope - share * (1 + x * (1 - share))).max() < 1e-6

@@ -60,7 +60,8 @@ FAULTS = [
           "@ mx.stop_gradient(states)).swapaxes", "single-step", "layers.1.mixer", FORWARD),
     Fault("step: limits of the time step ignored", MAMBA, CALL, "mx.clip(softplus(upcast(dt) + "
           "self.dt_bias), *self.limit)", "mx.clip(softplus(upcast(dt) + self.dt_bias), "
-          "*(self.limit if cache is None or T > 1 else (0, None)))", "decoding", MIXER, FORWARD, spec=LIMITS),
+          "*(self.limit if cache is None or T > 1 else (0, None)))", "decoding", MIXER, FORWARD,
+          spec=LIMITS),
     Fault("step: read before write", MAMBA, STEP, "y = added @", "y = (added if state is None "
           "else state.reshape(added.shape)) @", "decoding", MIXER, FORWARD),
     Fault("step: heads for groups", MAMBA, STEP, "y.reshape(B, 1, H, P)",

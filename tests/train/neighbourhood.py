@@ -32,6 +32,9 @@ COMMON = {"vocab_size": 256, "hidden_size": 32, "intermediate_size": 40, "num_hi
 GPT2 = {"vocab_size": 256, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64,
         "bos_token_id": None, "eos_token_id": None}
 WINDOW = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 0}
+MAMBA2 = {"vocab_size": 256, "hidden_size": 32, "num_heads": 6, "head_dim": 16, "expand": 3,
+          "state_size": 12, "n_groups": 1, "num_hidden_layers": 2, "bos_token_id": None,
+          "eos_token_id": None, "pad_token_id": None}
 THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2", GPT2),
     "gpt2-untied-gelu": ("GPT2", {**GPT2, "tie_word_embeddings": False, "n_inner": 40,
@@ -46,6 +49,9 @@ THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-window": ("Qwen3", {**COMMON, "head_dim": 8, **WINDOW}),
     "mistral": ("Mistral", {**COMMON, "sliding_window": 6}),
     "mistral-unbounded": ("Mistral", {**COMMON, "sliding_window": None, "head_dim": 6}),
+    "mamba2": ("Mamba2", MAMBA2),
+    "mamba2-groups": ("Mamba2", {**MAMBA2, "n_groups": 2, "tie_word_embeddings": True,
+                                 "chunk_size": 5, "time_step_limit": (0.1, 0.8)}),
 }
 
 SMALL = {"vocab_size": 256, "n_layer": 2, "n_embd": 32, "n_head": 4, "n_kv_head": 2, "d_ff": 48,
