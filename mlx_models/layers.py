@@ -18,6 +18,26 @@ def upcast(x):
     return x if x.dtype == mx.float64 else x.astype(mx.float32)
 
 
+def exp(x):
+    """eˣ of x in float32. MLX's CPU takes 12 ns for its exp of a number, 5 for a power."""
+    return power_of_e(x) if mx.default_device() == mx.cpu else mx.exp(x)
+
+
+@mx.custom_function
+def power_of_e(x):
+    return mx.power(2.0, x * math.log2(math.e))
+
+
+@power_of_e.vjp
+def _power_of_e_backward(x, grad, power):
+    return grad * power
+
+
+def silu(x):
+    """x·sigmoid(x) of x in float32, by that exp; a larger one would make 0·∞ of a gradient."""
+    return x / (1 + exp(mx.minimum(-x, 80.0))) if mx.default_device() == mx.cpu else nn.silu(x)
+
+
 def total(x):
     """The sum of all of x, piece by piece: MLX's CPU adds one number after the other, and of
     eight million squares loses the second digit."""

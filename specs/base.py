@@ -24,7 +24,7 @@ from specs.init import Init, constant, normal
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing from Python 3.11 on
 
-Group = Literal["hidden", "embed", "head", "router", "vector", "state"]
+Group = Literal["hidden", "embed", "head", "router", "filter", "vector", "state"]
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Param:
     """One tensor of the parameter table.
 
     `group` decides who trains it: Muon takes the matrices of "hidden", AdamW everything else;
-    weight decay spares "vector" (norm weights, biases). "state" is kept with the weights and
-    trained by none. `matrix` is (rows, columns) of the
+    weight decay spares "vector" (norm weights, biases). "filter" are the taps of convolutions;
+    "state" is kept with the weights and trained by none. `matrix` is (rows, columns) of the
     matrices that a hidden tensor is a stack of, when these are not its last two axes.
     """
 
@@ -228,6 +228,11 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
         if value is None:
             return None
         hint = next(choice for choice in choices if choice is not type(None))
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, (list, tuple)) or len(value) != len(choices):
+            raise UserError(f"{name} = {value!r} must be a list of {len(choices)} values")
+        return tuple(_coerce(f"{name}[{i}]", each, choice)
+                     for i, (each, choice) in enumerate(zip(value, choices, strict=True)))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not hint:

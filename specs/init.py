@@ -23,6 +23,11 @@ def normal(std: float) -> Init:
     return lambda rng, shape: rng.standard_normal(shape, np.float32) * np.float32(std)
 
 
+def uniform(bound: float) -> Init:
+    """U(−bound, bound)."""
+    return lambda rng, shape: rng.uniform(-bound, bound, shape)
+
+
 def constant(value: float) -> Init:
     """The same number everywhere: 1 for the weight of a norm, 0 for a bias."""
     return lambda rng, shape: np.full(shape, value, np.float32)

@@ -30,6 +30,10 @@ FORMS: dict[str, dict[str, Any]] = {
     "mla-deepseek": {"tie_embeddings": False},
     "mla-fullq": {"q_lora_rank": None, "v_head_dim": 12},
     "mla-nope0": {"qk_nope_head_dim": 0, "qk_rope_head_dim": 8, "v_head_dim": 8, "attn_bias": True},
+    "mamba2-plain": {},
+    "mamba2-groups": {"n_groups": 2, "head_dim": 8, "chunk_size": 7, "tie_embeddings": False},
+    "mamba2-limits": {"time_step_limit": [0.05, 0.9], "d_conv": 3, "expand": 3, "d_state": 5},
+    "mamba2-least": {"head_dim": 64, "d_conv": 2, "chunk_size": 1, "n_layer": 1},
 }
 
 

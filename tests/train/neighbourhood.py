@@ -38,6 +38,9 @@ QWEN3_MOE = {**COMMON, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermed
 DEEPSEEK_V2 = {**COMMON, "num_key_value_heads": 4, "first_k_dense_replace": 2, "q_lora_rank": 12,
                "kv_lora_rank": 16, "qk_nope_head_dim": 4, "qk_rope_head_dim": 6, "v_head_dim": 10}
 WINDOW = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 0}
+MAMBA2 = {"vocab_size": 256, "hidden_size": 32, "num_heads": 6, "head_dim": 16, "expand": 3,
+          "state_size": 12, "n_groups": 1, "num_hidden_layers": 2, "bos_token_id": None,
+          "eos_token_id": None, "pad_token_id": None}
 THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2", GPT2),
     "gpt2-untied-gelu": ("GPT2", {**GPT2, "tie_word_embeddings": False, "n_inner": 40,
@@ -65,6 +68,9 @@ THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
                                           "tie_word_embeddings": True, "attention_bias": True}),
     "deepseek-v2-all-rotary": ("DeepseekV2", {**DEEPSEEK_V2, "qk_nope_head_dim": 0,
                                               "attention_bias": True}),
+    "mamba2": ("Mamba2", MAMBA2),
+    "mamba2-groups": ("Mamba2", {**MAMBA2, "n_groups": 2, "tie_word_embeddings": True,
+                                 "chunk_size": 5, "time_step_limit": (0.1, 0.8)}),
 }
 
 SIZES: dict[str, Any] = {"vocab_size": 256, "n_layer": 2, "n_embd": 32, "n_head": 4, "d_ff": 48,

@@ -59,9 +59,9 @@ class Form:
     `keys`: of our fields; `fixed`: fields that it has no key for, and what they are there;
     `demands`: keys that must be so (or missing), since our architecture has nothing else;
     `writes`: keys that are written and mean nothing to us. `names`: its words for the parts of
-    a parameter's name; `prefix`: what all names but the head's begin with, as we write them, and
-    `other_prefix`, as others may. Parameters of ours that get one name are one tensor there, one
-    below the other; `transposed`: matrices lie as (in, out), as in its Conv1D.
+    a parameter's name, or for a whole name; `prefix`: what all names but the head's begin with, as
+    we write them, and `other_prefix`, as others may. Parameters of ours that get one name are one
+    tensor there, one below the other; `transposed`: matrices lie as (in, out), as in its Conv1D.
     """
 
     model_type: str
@@ -101,7 +101,8 @@ class Form:
         """{upstream's name: the parameters that it holds}, in the order of the table."""
         found: dict[str, list[Param]] = {}
         for param in table:
-            name = ".".join(self.names.get(part, part) for part in param.name.split("."))
+            parts = ".".join(self.names.get(part, part) for part in param.name.split("."))
+            name = self.names.get(param.name, parts)
             found.setdefault(self.prefixed(name), []).append(param)
         return found
 
