@@ -32,9 +32,10 @@ class Param:
     """One tensor of the parameter table.
 
     `group` decides who trains it: Muon takes the matrices of "hidden", AdamW everything else;
-    weight decay spares "vector" (norm weights, biases). "filter" are the taps of convolutions;
-    "state" is kept with the weights and trained by none. `matrix` is (rows, columns) of the
-    matrices that a hidden tensor is a stack of, when these are not its last two axes.
+    weight decay spares "vector" (norm weights, biases, low-rank factors). "filter" are the taps of
+    convolutions; "state" is kept with the weights and trained by none. `matrix` is (rows, columns)
+    of the matrices that a hidden tensor is a stack of, when these are not its last two axes. AdamW
+    moves the tensor at `lr_scale` times the rate.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Param:
     init: Init
     group: Group
     matrix: tuple[int, int] | None = None
+    lr_scale: float = 1.0
 
     @property
     def size(self) -> int:

@@ -131,6 +131,10 @@ class Spec(Layered):
         return (2 * matrices + self.n_layer * float(pairs + state)
                 + 2 * self.n_embd * self.vocab_size)
 
+    @property
+    def decode_kinds(self) -> tuple[str, ...]:
+        return ("recurrent",)
+
     def decode_state_bytes(self, T: int, kind: str = "auto") -> int:
         """The same after any number of tokens: S, and the inputs that the convolution needs."""
         inputs = (self.d_conv - 1) * self.conv_width

@@ -34,6 +34,10 @@ FORMS: dict[str, dict[str, Any]] = {
     "mamba2-groups": {"n_groups": 2, "head_dim": 8, "chunk_size": 7, "tie_embeddings": False},
     "mamba2-limits": {"time_step_limit": [0.05, 0.9], "d_conv": 3, "expand": 3, "d_state": 5},
     "mamba2-least": {"head_dim": 64, "d_conv": 2, "chunk_size": 1, "n_layer": 1},
+    "rwkv7-goose": {},
+    "rwkv7-tied": {"tie_embeddings": True, "head_dim": 16, "d_ff": None},
+    "rwkv7-odd": {"n_embd": 35, "head_dim": 7, "d_ff": 33, "n_layer": 3, "a_low_rank_dim": 1},
+    "rwkv7-one": {"n_embd": 24, "head_dim": 24, "n_layer": 1, "gate_low_rank_dim": 30},
 }
 
 
