@@ -23,6 +23,12 @@ def normal(std: float) -> Init:
     return lambda rng, shape: rng.standard_normal(shape, np.float32) * np.float32(std)
 
 
+def uniform(low: float, high: float) -> Init:
+    """U(low, high)."""
+    return lambda rng, shape: rng.random(shape, np.float32) * np.float32(high - low) + np.float32(
+        low)
+
+
 def constant(value: float) -> Init:
     """The same number everywhere: 1 for the weight of a norm, 0 for a bias."""
     return lambda rng, shape: np.full(shape, value, np.float32)

@@ -29,6 +29,10 @@ FORMS: dict[str, dict[str, Any]] = {
     "mla-deepseek": {"tie_embeddings": False},
     "mla-fullq": {"q_lora_rank": None, "v_head_dim": 12},
     "mla-nope0": {"qk_nope_head_dim": 0, "qk_rope_head_dim": 8, "v_head_dim": 8, "attn_bias": True},
+    "retnet-paper": {},
+    "retnet-torchscale": {"n_head": 2, "tie_embeddings": False, "d_ff": 37},
+    "retnet-narrow": {"v_dim_multiplier": 1, "n_embd": 36, "n_head": 6, "embed_scale": False},
+    "retnet-wide": {"v_dim_multiplier": 3, "n_head": 1},
 }
 
 
