@@ -27,8 +27,9 @@ class Retention(nn.Module):
     """Retention of x (B, T, C), gated, behind what the cache holds.
 
     The forms take q and k (B, H, T, dk), v (B, H, T, dv) and powers of γ: `within` a chunk
-    (H, Q+1, Q+1), γ^(i−j) below the diagonal and 0 above, and `between` chunks (H, n+1, n+1),
-    γ^(Q·(i−j)) alike. A state S (B, H, dk, dv) stands for all earlier tokens, None for none.
+    (H, Q+1, Q+1), γ^(i−j) for j ≤ i and 0 above the diagonal, and `between` n chunks (H, n+1, n+1),
+    γ^(Q·(i−j)) alike; None for one. A state S (B, H, dk, dv) stands for all earlier tokens, None
+    for none.
     """
 
     def __init__(self, spec):
@@ -65,16 +66,16 @@ class Retention(nn.Module):
             cache.put(T, state=state)
             return o
         q = self.sure(q, k)
-        if within.shape[-1] == q.shape[2] + 1:
+        if between is None:
             return self.parallel(q, k, v, within)
         return self.chunkwise(q, k, v, within, between)[0]
 
     def sure(self, q, k):
-        """q, whose first row is ±k's first. A text's first token sees itself alone, and only the
+        """q with ±sign(k) for its first row. A text's first token sees itself alone, and only the
         sign of its score passes the head norm: the score's gradient is zero, but computed it is
-        rounding over the score, which may be as small as it likes."""
+        rounding over the score, which may be as small as it likes. Now the score is ±Σ|k|."""
         q_0, k_0 = (mx.stop_gradient(y[:, :, :1]) for y in (q, k))
-        first = mx.sign(q_0 @ k_0.swapaxes(-1, -2)) * k_0
+        first = mx.sign(q_0 @ k_0.swapaxes(-1, -2)) * mx.sign(k_0)
         return mx.concatenate((first, q[:, :, 1:]), axis=2)
 
     def parallel(self, q, k, v, within):
@@ -86,7 +87,9 @@ class Retention(nn.Module):
 
         T = n·Q tokens and fewer than Q more, which are a chunk by themselves.
         """
-        Q, n = within.shape[-1] - 1, between.shape[-1] - 1
+        Q = within.shape[-1] - 1
+        between = within[:, ::Q, ::Q] if between is None else between
+        n = between.shape[-1] - 1
         rest = q.shape[2] - n * Q
         if rest:
             (q, q_r), (k, k_r), (v, v_r) = (mx.split(y, [n * Q], axis=2) for y in (q, k, v))
@@ -100,7 +103,7 @@ class Retention(nn.Module):
         o = o.flatten(2, 3)
         if rest:
             short = within[:, : rest + 1, : rest + 1]
-            o_r, state = self.chunkwise(q_r, k_r, v_r, short, short[:, ::rest, ::rest], state)
+            o_r, state = self.chunkwise(q_r, k_r, v_r, short, None, state)
             o = mx.concatenate((o, o_r), axis=2)
         return o, state
 
@@ -162,5 +165,6 @@ class Model(LanguageModel):
         if self._decays[0] != T:
             Q = self.spec.chunk(T)
             tables = self.spec.decay(Q), self.spec.decay(T // Q, Q)
-            self._decays = T, tuple(mx.array(table.astype(np.float32)) for table in tables)
+            within, between = (mx.array(table.astype(np.float32)) for table in tables)
+            self._decays = T, (within, None if Q == T else between)
         return self._decays[1]
