@@ -49,7 +49,8 @@ class Retention(nn.Module):
         q = self.rotary(q, cos, sin).astype(x.dtype)
         k = self.rotary(k, cos * self.scale, sin * self.scale).astype(x.dtype)
         o = self.retain(q, k, v, within, between, cache)
-        y = self.head_norm(o).astype(x.dtype).swapaxes(1, 2).reshape(*x.shape[:2], -1)
+        y = self.head_norm(o).astype(x.dtype)
+        y = y.swapaxes(1, 2).reshape(*x.shape[:2], -1)
         return self.o_proj(y * nn.silu(self.g_proj(x)))
 
     def heads(self, y):
@@ -74,8 +75,8 @@ class Retention(nn.Module):
         """q with ±sign(k) for its first row. A text's first token sees itself alone, and only the
         sign of its score passes the head norm: the score's gradient is zero, but computed it is
         rounding over the score, which may be as small as it likes. Now the score is ±Σ|k|."""
-        q_0, k_0 = (mx.stop_gradient(y[:, :, :1]) for y in (q, k))
-        first = mx.sign(q_0 @ k_0.swapaxes(-1, -2)) * mx.sign(k_0)
+        q_0, k_0 = q[:, :, :1], k[:, :, :1]
+        first = mx.stop_gradient(mx.sign(q_0 @ k_0.swapaxes(-1, -2)) * mx.sign(k_0))
         return mx.concatenate((first, q[:, :, 1:]), axis=2)
 
     def parallel(self, q, k, v, within):
@@ -92,15 +93,15 @@ class Retention(nn.Module):
         n = between.shape[-1] - 1
         rest = q.shape[2] - n * Q
         if rest:
-            (q, q_r), (k, k_r), (v, v_r) = (mx.split(y, [n * Q], axis=2) for y in (q, k, v))
-        q, k, v = (y.reshape(*y.shape[:2], n, Q, -1) for y in (q, k, v))
+            q_r, k_r, v_r = (y[:, :, n * Q :] for y in (q, k, v))
+        q, k, v = (y[:, :, : n * Q].reshape(*y.shape[:2], n, Q, -1) for y in (q, k, v))
         decay = within[:, None].astype(q.dtype)  # (H, 1, Q+1, Q+1)
         new = upcast((k * decay[..., -2, :-1, None]).swapaxes(-1, -2) @ v)  # (B, H, n, dk, dv)
         old = mx.zeros_like(new[:, :, :1]) if state is None else state[:, :, None]
         states = self.pass_on(mx.concatenate((old, new), axis=2), between)
-        read, state = states[:, :, :-1].astype(q.dtype), states[:, :, -1]
-        o = self.parallel(q, k, v, decay) + (q * decay[..., 1:, :1]) @ read
-        o = o.flatten(2, 3)
+        before, state = states[:, :, :-1], states[:, :, -1]
+        read = (q * decay[..., 1:, :1]) @ before.astype(q.dtype)
+        o = (self.parallel(q, k, v, decay) + read).flatten(2, 3)
         if rest:
             short = within[:, : rest + 1, : rest + 1]
             o_r, state = self.chunkwise(q_r, k_r, v_r, short, None, state)
@@ -165,6 +166,6 @@ class Model(LanguageModel):
         if self._decays[0] != T:
             Q = self.spec.chunk(T)
             tables = self.spec.decay(Q), self.spec.decay(T // Q, Q)
-            within, between = (mx.array(table.astype(np.float32)) for table in tables)
+            within, between = (mx.array(t.astype(np.float32)) for t in tables)
             self._decays = T, (within, None if Q == T else between)
         return self._decays[1]

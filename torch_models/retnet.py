@@ -49,7 +49,8 @@ class Retention(nn.Module):
         q = self.rotary(q, cos, sin).to(x.dtype)
         k = self.rotary(k, cos * self.scale, sin * self.scale).to(x.dtype)
         o = self.retain(q, k, v, within, between, cache)
-        y = self.head_norm(o).to(x.dtype).swapaxes(1, 2).reshape(*x.shape[:2], -1)
+        y = self.head_norm(o).to(x.dtype)
+        y = y.swapaxes(1, 2).reshape(*x.shape[:2], -1)
         return self.o_proj(y * F.silu(self.g_proj(x)))
 
     def heads(self, y):
@@ -74,8 +75,8 @@ class Retention(nn.Module):
         """q with ±sign(k) for its first row. A text's first token sees itself alone, and only the
         sign of its score passes the head norm: the score's gradient is zero, but computed it is
         rounding over the score, which may be as small as it likes. Now the score is ±Σ|k|."""
-        q_0, k_0 = (y[:, :, :1].detach() for y in (q, k))
-        first = torch.sign(q_0 @ k_0.swapaxes(-1, -2)) * torch.sign(k_0)
+        q_0, k_0 = q[:, :, :1], k[:, :, :1]
+        first = (torch.sign(q_0 @ k_0.swapaxes(-1, -2)) * torch.sign(k_0)).detach()
         return torch.cat((first, q[:, :, 1:]), dim=2)
 
     def parallel(self, q, k, v, within):
@@ -92,15 +93,15 @@ class Retention(nn.Module):
         n = between.shape[-1] - 1
         rest = q.shape[2] - n * Q
         if rest:
-            (q, q_r), (k, k_r), (v, v_r) = (y.split((n * Q, rest), dim=2) for y in (q, k, v))
-        q, k, v = (y.reshape(*y.shape[:2], n, Q, -1) for y in (q, k, v))
+            q_r, k_r, v_r = (y[:, :, n * Q :] for y in (q, k, v))
+        q, k, v = (y[:, :, : n * Q].reshape(*y.shape[:2], n, Q, -1) for y in (q, k, v))
         decay = within[:, None].to(q.dtype)  # (H, 1, Q+1, Q+1)
         new = upcast((k * decay[..., -2, :-1, None]).swapaxes(-1, -2) @ v)  # (B, H, n, dk, dv)
         old = torch.zeros_like(new[:, :, :1]) if state is None else state[:, :, None]
         states = self.pass_on(torch.cat((old, new), dim=2), between)
-        read, state = states[:, :, :-1].to(q.dtype), states[:, :, -1]
-        o = self.parallel(q, k, v, decay) + (q * decay[..., 1:, :1]) @ read
-        o = o.flatten(2, 3)
+        before, state = states[:, :, :-1], states[:, :, -1]
+        read = (q * decay[..., 1:, :1]) @ before.to(q.dtype)
+        o = (self.parallel(q, k, v, decay) + read).flatten(2, 3)
         if rest:
             short = within[:, : rest + 1, : rest + 1]
             o_r, state = self.chunkwise(q_r, k_r, v_r, short, None, state)
@@ -110,7 +111,7 @@ class Retention(nn.Module):
     def pass_on(self, parts, between):
         """States (B, H, n+1, dk, dv) before each chunk and after the last from what was there
         before all and what each of them adds."""
-        return (between @ parts.flatten(3)).view(parts.shape)
+        return (between @ parts.flatten(3)).reshape(parts.shape)
 
     def recurrent(self, q, k, v, within, state=None):
         """One token after the other: (output, state after them)."""
@@ -163,8 +164,8 @@ class Model(LanguageModel):
     def decays(self, T):
         """Powers of γ for T tokens, computed once for repeated calls."""
         if self._decays[0] != T:
-            Q, like = self.spec.chunk(T), self.embed.weight
+            Q = self.spec.chunk(T)
             tables = self.spec.decay(Q), self.spec.decay(T // Q, Q)
-            within, between = (torch.from_numpy(table).to(like) for table in tables)
+            within, between = (torch.from_numpy(t).to(self.embed.weight) for t in tables)
             self._decays = T, (within, None if Q == T else between)
         return self._decays[1]

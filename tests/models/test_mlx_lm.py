@@ -20,7 +20,8 @@ FORMS: dict[str, dict[str, Any]] = {
              "tie_embeddings": True}}
 SPECS: dict[str, Spec] = {
     **{form: GPT.replace(**fields) for form, fields in FORMS.items()},
-    "bdh": spec_type("bdh").preset("tiny"), "bdh-window": spec_type("bdh").preset("tiny", window=6)}
+    "bdh": spec_type("bdh").preset("tiny"), "bdh-window": spec_type("bdh").preset("tiny", window=6),
+    "retnet": spec_type("retnet").preset("tiny", d_ff=64)}
 PROMPT = np.random.default_rng(5).integers(0, 64, 40).astype(np.int32)
 PIECES = [[40], [7, 1, 1, 20, 11], [1] * 40]
 
@@ -102,7 +103,7 @@ def test_the_loop_can_wait_for_what_a_cache_holds(name: str) -> None:
         assert sum(array.nbytes for array in arrays) >= layer.nbytes > 0
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral", "retnet"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_quantized_weights(name: str, dtype: Dtype) -> None:
     import mlx.nn as nn
