@@ -38,12 +38,12 @@ A = 1.0, 16.0  # where initial decay rates −a lie
 
 def dt_bias_init(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """What softplus makes the initial time steps of."""
-    dt = np.exp(rng.uniform(*np.log(DT), shape))
+    dt = np.exp(rng.uniform(np.log(DT[0]), np.log(DT[1]), shape))
     return dt + np.log(-np.expm1(-dt))
 
 
 def a_log_init(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    return np.log(rng.uniform(*A, shape))
+    return np.log(rng.uniform(A[0], A[1], shape))
 
 
 @dataclass(frozen=True, kw_only=True)

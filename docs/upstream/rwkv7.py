@@ -59,7 +59,8 @@ def distances(found, exact):
 
 
 def main():
-    print(f"mlx_lm {version('mlx_lm')}, bfloat16 against float32, same weights: relative distance of")
+    print(f"mlx_lm {version('mlx_lm')}, bfloat16 against float32, same weights: relative distance "
+          "of")
     print("the logits of 64 tokens, before position", *(f"{end:9}" for end in EDGES))
     tokens = mx.array(np.random.default_rng(1).integers(0, 64, (1, T)))
     half = model()

@@ -38,6 +38,10 @@ FORMS: dict[str, dict[str, Any]] = {
     "rwkv7-tied": {"tie_embeddings": True, "head_dim": 16, "d_ff": None},
     "rwkv7-odd": {"n_embd": 35, "head_dim": 7, "d_ff": 33, "n_layer": 3, "a_low_rank_dim": 1},
     "rwkv7-one": {"n_embd": 24, "head_dim": 24, "n_layer": 1, "gate_low_rank_dim": 30},
+    "retnet-paper": {},
+    "retnet-torchscale": {"n_head": 2, "tie_embeddings": False, "d_ff": 37},
+    "retnet-narrow": {"v_dim_multiplier": 1, "n_embd": 36, "n_head": 6, "embed_scale": False},
+    "retnet-wide": {"v_dim_multiplier": 3, "n_head": 1},
 }
 
 

@@ -23,7 +23,8 @@ SPECS: dict[str, Spec] = {
     "moe": spec_type("moe").preset("tiny", head_dim=32, qk_norm=True, tie_embeddings=False),
     "mla": spec_type("mla").preset("tiny", q_lora_rank=32, kv_lora_rank=32, qk_rope_head_dim=32,
                                    v_head_dim=8, d_ff=64, tie_embeddings=False),
-    "bdh": spec_type("bdh").preset("tiny"), "bdh-window": spec_type("bdh").preset("tiny", window=6)}
+    "bdh": spec_type("bdh").preset("tiny"), "bdh-window": spec_type("bdh").preset("tiny", window=6),
+    "retnet": spec_type("retnet").preset("tiny", d_ff=64)}
 PROMPT = np.random.default_rng(5).integers(0, 64, 40).astype(np.int32)
 PIECES = [[40], [7, 1, 1, 28, 3], [1] * 40]
 
@@ -107,7 +108,7 @@ def test_the_loop_can_wait_for_what_a_cache_holds(name: str) -> None:
         assert sum(array.nbytes for array in arrays) >= layer.nbytes > 0
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral", "moe", "mla"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral", "moe", "mla", "retnet"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_quantized_weights(name: str, dtype: Dtype) -> None:
     import mlx.nn as nn

@@ -89,6 +89,12 @@ def test_long_context_is_chunked_alike(panels: dict[str, Backend]) -> None:
         assert found.ok, found.worst()
 
 
+def test_retnet_in_chunks_climbs(panels: dict[str, Backend]) -> None:
+    """160 tokens are two chunks and half of one."""
+    subject = small_subject(panels, "retnet", block_size=160)
+    assert not [(found.rung, found.worst()) for found in climb(subject, QUICK) if not found.ok]
+
+
 def test_random_specs_differ_and_repeat() -> None:
     specs = [random_spec("bdh", seed) for seed in range(12)]
     assert specs == [random_spec("bdh", seed) for seed in range(12)]
