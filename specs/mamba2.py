@@ -22,6 +22,7 @@ convolution.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -38,7 +39,7 @@ A = 1.0, 16.0  # where initial decay rates −a lie
 
 def dt_bias_init(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """What softplus makes the initial time steps of."""
-    dt = np.exp(rng.uniform(*np.log(DT), shape))
+    dt = np.exp(rng.uniform(*map(math.log, DT), shape))
     return dt + np.log(-np.expm1(-dt))
 
 
