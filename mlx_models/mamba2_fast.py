@@ -18,20 +18,23 @@ def shifted_sum(w, taps):
     return y
 
 
-@mx.custom_function
-def convolution(w, taps):
+class Convolution:
     """`shifted_sum` with its gradients."""
-    return shifted_sum(w, taps)
 
+    @staticmethod
+    def apply(w, taps):
+        function = mx.custom_function(shifted_sum)
+        function.vjp(Convolution.backward)
+        return function(w, taps)
 
-@convolution.vjp
-def convolution_backward(primals, g, _):
-    w, taps = primals
-    J, T = len(taps), g.shape[1]
-    dw = shifted_sum(mx.pad(g, ((0, 0), (J - 1, J - 1), (0, 0))), taps[::-1])
-    return dw, mx.stack([(g * w[:, j : j + T]).sum((0, 1)) for j in range(J)])
+    @staticmethod
+    def backward(primals, g, _):
+        w, taps = primals
+        J, T = len(taps), g.shape[1]
+        dw = shifted_sum(mx.pad(g, ((0, 0), (J - 1, J - 1), (0, 0))), taps[::-1])
+        return dw, mx.stack([(g * w[:, j : j + T]).sum((0, 1)) for j in range(J)])
 
 
 def convolve(w, weight):
     """w (B, T + J − 1, ·), the first J − 1 of which came before; weight (·, J): (B, T, ·)."""
-    return convolution(w, mx.contiguous(weight.T))
+    return Convolution.apply(w, mx.contiguous(weight.T))
