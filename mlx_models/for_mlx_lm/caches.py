@@ -40,8 +40,8 @@ class Adapted:
         self.cache, self.window, self.offset = cache, window, cache.offset
 
     def make_mask(self, tokens):
-        T = tokens.shape[1]
-        return self.cache.make_mask(T, return_array=False, window_size=self.window)
+        T, behind = tokens.shape[1], self.offset > 0  # its "causal" also aligns T behind others
+        return self.cache.make_mask(T, return_array=behind, window_size=self.window)
 
     def update_and_fetch(self, k, v):
         held = self.cache.update_and_fetch(k, v)

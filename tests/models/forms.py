@@ -15,6 +15,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "gpt-gpt2": {"norm": "layernorm", "pos": "learned", "mlp": "gelu_tanh", "bias": True},
     "gpt-llama": {"tie_embeddings": False, "n_kv_head": None},
     "gpt-qwen3": {"qk_norm": True, "head_dim": 12},
+    "gpt-llama3": {"rope_theta": 1e6, "rope_factor": 8.0},
     "gpt-mistral": {"window": 6},
     "gpt-sinks": {"window": 6, "sinks": 3, "n_kv_head": 1},
     "gpt-relu2": {"mlp": "relu2", "pos": "none", "logit_softcap": 3.0},
@@ -29,10 +30,18 @@ FORMS: dict[str, dict[str, Any]] = {
     "mla-deepseek": {"tie_embeddings": False},
     "mla-fullq": {"q_lora_rank": None, "v_head_dim": 12},
     "mla-nope0": {"qk_nope_head_dim": 0, "qk_rope_head_dim": 8, "v_head_dim": 8, "attn_bias": True},
+    "mamba2-plain": {},
+    "mamba2-groups": {"n_groups": 2, "head_dim": 8, "chunk_size": 7, "tie_embeddings": False},
+    "mamba2-limits": {"time_step_limit": [0.05, 0.9], "d_conv": 3, "expand": 3, "d_state": 5},
+    "mamba2-least": {"head_dim": 64, "d_conv": 2, "chunk_size": 1, "n_layer": 1},
     "rwkv7-goose": {},
     "rwkv7-tied": {"tie_embeddings": True, "head_dim": 16, "d_ff": None},
     "rwkv7-odd": {"n_embd": 35, "head_dim": 7, "d_ff": 33, "n_layer": 3, "a_low_rank_dim": 1},
     "rwkv7-one": {"n_embd": 24, "head_dim": 24, "n_layer": 1, "gate_low_rank_dim": 30},
+    "retnet-paper": {},
+    "retnet-torchscale": {"n_head": 2, "tie_embeddings": False, "d_ff": 37},
+    "retnet-narrow": {"v_dim_multiplier": 1, "n_embd": 36, "n_head": 6, "embed_scale": False},
+    "retnet-wide": {"v_dim_multiplier": 3, "n_head": 1},
 }
 
 

@@ -16,7 +16,8 @@ from specs import Spec, init_weights, spec_type
 from specs.backend import Arrays, load_backend
 from tests.models.test_bdh import tokens
 from tests.train.neighbourhood import BYTES, agrees, greedy, verdict
-from train.neighbours.bdh import MODEL_FILE, to_upstream
+from train.neighbours import bdh, retnet
+from train.neighbours.bdh import to_upstream
 from train.neighbours.folder import write_folder
 
 pytestmark = [pytest.mark.needs("mlx"), pytest.mark.xdist_group("neighbours")]
@@ -26,6 +27,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "official": {}, "own layers": {"share_layers": False, "score_scale": "sqrt"},
     "scaled": {"score_scale": "linear", "norm_eps": 1e-3, "n_head": 4}}
 each_form = pytest.mark.parametrize("form", FIELDS)
+MODEL_FILES = [bdh.MODEL_FILE, retnet.MODEL_FILE]
 MISTAKES = {
     "a token sees itself": (", -1) @ x_i", ", 0) @ x_i"),
     "the state is not read": ("y + r_i @ state", "y"),
@@ -78,8 +80,22 @@ def generated(model: Any, prompt: list[int], count: int = 12) -> list[int]:
     return [token for token, _ in steps]
 
 
-def test_the_model_file_needs_mlx_lm_alone() -> None:
-    found = [node for node in ast.walk(ast.parse(MODEL_FILE.read_text(encoding="utf-8")))
+def in_batches(model: Any, prompts: list[list[int]], counts: list[int]) -> list[list[int]]:
+    """The greedy tokens after each prompt, all at once."""
+    from mlx_lm.generate import BatchGenerator
+
+    batch = BatchGenerator(model, prefill_step_size=16)
+    wanted = dict(zip(batch.insert(prompts, max_tokens=counts), counts, strict=True))
+    found: dict[int, list[int]] = {uid: [] for uid in wanted}
+    while any(len(found[uid]) < count for uid, count in wanted.items()):
+        for response in batch.next()[1]:
+            found[response.uid].append(response.token)
+    return list(found.values())
+
+
+@pytest.mark.parametrize("file", MODEL_FILES, ids=lambda file: file.stem)
+def test_a_model_file_needs_mlx_lm_alone(file: Path) -> None:
+    found = [node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
              if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {alias.name for node in found if isinstance(node, ast.Import) for alias in node.names}
     names |= {str(node.module) for node in found if isinstance(node, ast.ImportFrom)}
@@ -145,19 +161,11 @@ def test_greedy_tokens(form: str, tmp_path: Path) -> None:
 
 def test_prompts_of_several_lengths_at_once(tmp_path: Path) -> None:
     """As mlx_lm.server does: rows are padded, join, and leave at different times."""
-    from mlx_lm.generate import BatchGenerator
-
     model = load(export(TINY, tmp_path / "model"))
     prompts = [tokens(TINY, 1, T, seed=T)[0].tolist() for T in (5, 70, 37, 1)]
-    batch = BatchGenerator(model, prefill_step_size=16)
-    counts = dict(zip(batch.insert(prompts, max_tokens=[4, 12, 9, 12]), [4, 12, 9, 12],
-                      strict=True))
-    found: dict[int, list[int]] = {uid: [] for uid in counts}
-    while any(len(found[uid]) < counts[uid] for uid in counts):
-        for response in batch.next()[1]:
-            found[response.uid].append(response.token)
-    for uid, prompt in zip(counts, prompts, strict=True):
-        assert found[uid] == generated(model, prompt, counts[uid])
+    counts = [4, 12, 9, 12]
+    assert in_batches(model, prompts, counts) == [
+        generated(model, *one) for one in zip(prompts, counts, strict=True)]
 
 
 def test_a_server_may_use_another_thread(tmp_path: Path) -> None:

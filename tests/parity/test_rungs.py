@@ -32,7 +32,7 @@ def test_small_model_climbs(arch: str, rung: str, panels: dict[str, Backend]) ->
     assert {panel for measure in found.measures for panel in measure.errors} == set(panels)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("arch", architectures())
 def test_odd_model_climbs(arch: str, seed: int, panels: dict[str, Backend]) -> None:
     subject = subject_of(random_spec(arch, seed).replace(block_size=40), panels, seed)
@@ -70,7 +70,8 @@ def test_every_form_of_gpt_climbs(form: str, panels: dict[str, Backend]) -> None
 @pytest.mark.parametrize("form", MOE_FORMS)
 def test_every_form_of_moe_climbs(form: str, panels: dict[str, Backend]) -> None:
     subject = small_subject(panels, "moe", **MOE_FORMS[form])
-    assert not [(found.rung, found.worst()) for found in climb(subject, RUNGS) if not found.ok]
+    rungs = RUNGS if form == "shared" else QUICK  # the one that moves a bias as it trains
+    assert not [(found.rung, found.worst()) for found in climb(subject, rungs) if not found.ok]
 
 
 def test_a_cache_that_dropped_rows_is_right(panels: dict[str, Backend]) -> None:
@@ -86,6 +87,12 @@ def test_long_context_is_chunked_alike(panels: dict[str, Backend]) -> None:
     assert max(case.batch.tokens.shape[1] for case in edge_cases(subject.spec, 0)) == 513
     for found in climb(subject, ["logits", "gradients", "decoding"]):
         assert found.ok, found.worst()
+
+
+def test_retnet_in_chunks_climbs(panels: dict[str, Backend]) -> None:
+    """160 tokens are two chunks and half of one."""
+    subject = small_subject(panels, "retnet", block_size=160)
+    assert not [(found.rung, found.worst()) for found in climb(subject, QUICK) if not found.ok]
 
 
 def test_random_specs_differ_and_repeat() -> None:

@@ -72,6 +72,7 @@ BAD_FIELDS: list[tuple[str, dict[str, Any], str]] = [
     ("gpt", {"mlp": "silu"}, "mlp = 'silu' must be one of gelu, gelu_tanh, swiglu, relu2"),
     ("gpt", {"window": 1}, "window = 1 must be null or at least 2"),
     ("gpt", {"sinks": 4}, "sinks = 4 must be 0, or positive beside a window"),
+    ("gpt", {"rope_factor": 0.5}, "rope_factor = 0.5 must be null or at least 1"),
     ("gpt", {"logit_softcap": 0}, "logit_softcap = 0.0 must be null or positive"),
     ("moe", {"n_experts": 0}, "n_experts = 0 must be at least 1"),
     ("moe", {"n_experts_per_tok": 9}, "n_experts_per_tok = 9 must be between 1 and n_experts = 8"),

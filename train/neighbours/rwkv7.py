@@ -46,7 +46,7 @@ def to_upstream(spec: Any, weights: Arrays, to: str) -> Folder:
         raise UserError("transformers has no rwkv7: export it --to mlx-lm")
     w, a, v, g = spec.ranks.values()
     sizes = {"d_ff": spec.mlp_width, **dict(zip(RANKS, (w, a, v, g), strict=True))}
-    tensors = FORM.write_tensors(spec, weights)
+    tensors = FORM.write_tensors(spec.params(), weights)
     for name, tensor in tensors.items():
         if FACTOR.search(name):
             tensors[name] = np.ascontiguousarray(tensor.T)
@@ -64,4 +64,4 @@ def from_upstream(folder: Folder) -> tuple[Spec, Arrays]:
             tensors[name] = tensor.T
         elif SHARE.search(name) or BY_HEADS.search(name):
             tensors[name] = tensor.reshape(-1)
-    return spec, FORM.read_tensors(spec, tensors)
+    return spec, FORM.read_tensors(spec.params(), tensors)
