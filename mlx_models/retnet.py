@@ -58,18 +58,18 @@ class Retention(nn.Module):
 
     def retain(self, q, k, v, within, between, cache):
         """The form that costs least: o (B, H, T, dv)."""
-        if cache is not None:
-            T, state = q.shape[2], cache.get("state")
-            if T == 1:
-                o, state = self.step(q, k, v, within, state)
-            else:
-                o, state = self.chunkwise(q, k, v, within, between, state)
-            cache.put(T, state=state)
-            return o
-        q = self.sure(q, k)
-        if between is None:
+        state = None if cache is None else cache.get("state")
+        if state is None:
+            q = self.sure(q, k)
+        if cache is None and between is None:
             return self.parallel(q, k, v, within)
-        return self.chunkwise(q, k, v, within, between)[0]
+        if q.shape[2] == 1:
+            o, state = self.step(q, k, v, within, state)
+        else:
+            o, state = self.chunkwise(q, k, v, within, between, state)
+        if cache is not None:
+            cache.put(q.shape[2], state=state)
+        return o
 
     def sure(self, q, k):
         """q with ±sign(k) for its first row. A text's first token sees itself alone, and only the
