@@ -13,13 +13,11 @@ from specs.base import Spec
 from specs.errors import UserError
 from train.batches import split
 
-SPECS = {
-    "bdh": spec_type("bdh").preset("tiny", dropout=0.1, share_layers=False, score_scale="sqrt"),
-    "gpt": spec_type("gpt").preset("tiny", dropout=0.1, tie_embeddings=False),
-    "moe": spec_type("moe").preset("tiny", dropout=0.1, tie_embeddings=False, aux_loss_coef=0.0),
-    "mla": spec_type("mla").preset("tiny", dropout=0.1, tie_embeddings=False),
-    "rwkv7": spec_type("rwkv7").preset("tiny", dropout=0.1),
-}
+FIELDS = {"bdh": {"share_layers": False, "score_scale": "sqrt"},
+          "moe": {"aux_loss_coef": 0.0, "tie_embeddings": False}}
+SPECS = {arch: spec_type(arch).preset("tiny", dropout=0.1,
+                                      **FIELDS.get(arch, {"tie_embeddings": False}))
+         for arch in architectures()}
 OPTIMIZERS = ["adamw", "muon"]
 
 
