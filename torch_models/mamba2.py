@@ -12,7 +12,7 @@ from torch.nn.functional import silu, softplus
 
 from torch_models.cache import ConstantCache
 from torch_models.layers import Linear, RMSNorm, dropout, upcast
-from torch_models.mamba2_fast import convolve
+from torch_models.mamba2_fast import by_head, convolve
 from torch_models.model import LanguageModel
 
 GRAIN = 2.0**-9  # sums of up to 2²⁴ of these are exact in float32
@@ -85,7 +85,7 @@ class StateSpace(nn.Module):
         u, (b, c) = u.reshape(B, T, H, -1), (a.reshape(B, T, self.groups, -1) for a in (b, c))
         dt = torch.clamp(softplus(upcast(dt) + self.dt_bias), *self.limit)
         form = self.step if cache is not None and T == 1 else self.chunked
-        y, state = form(upcast(u) * dt[..., None], -exp(self.A_log) * dt, b, c, state)
+        y, state = form(by_head(upcast(u), dt), -exp(self.A_log) * dt, b, c, state)
         y = y + self.D[:, None] * u
         if cache is not None:
             cache.put(T, inputs=inputs, state=state)
@@ -117,7 +117,7 @@ class StateSpace(nn.Module):
         scores = (scores * decay.reshape(B, K, G, -1, Q, Q)).reshape(decay.shape).to(dtype)
         y = upcast(scores @ u.to(dtype).swapaxes(2, 3)).swapaxes(2, 3)  # (B, K, Q, H, P)
         # What each chunk adds to the state, and the state that it finds
-        late = u * decay[..., -1, :].swapaxes(2, 3)[..., None]
+        late = by_head(u, decay[..., -1, :].swapaxes(2, 3))
         late = late.reshape(B, K, Q, G, -1).swapaxes(2, 3)  # (B, K, G, Q, R·P)
         states = (late.swapaxes(-1, -2) @ upcast(b)).reshape(B, K, H, P * N).swapaxes(1, 2)
         if state is None:
@@ -127,7 +127,7 @@ class StateSpace(nn.Module):
         kept = exp(segment_sums(pad(total, 2, 1, 0)))  # (B, H, K + 1, K + 1)
         found = (kept[:, :, :-1] @ states).swapaxes(1, 2).reshape(B, K, G, -1, N)
         read = (upcast(c) @ found.swapaxes(-1, -2)).swapaxes(2, 3).reshape(u.shape)
-        y = y + read * exp(cumsum(da, -1)).swapaxes(2, 3)[..., None]
+        y = y + by_head(read, exp(cumsum(da, -1)).swapaxes(2, 3))
         return y.reshape(B, K * Q, H, P)[:, :T], (kept[:, :, -1:] @ states).reshape(B, H, P, N)
 
     def recurrent(self, u, da, b, c, state=None):

@@ -46,7 +46,7 @@ FAULTS = [
           spec=GROUPS),
     Fault("state decays a chunk too late", MAMBA, CHUNKED, "pad(total, 2, 1, 0)",
           "pad(total, 2, 0, 1)", "logits", MIXER, FIRST),
-    Fault("no state between chunks", MAMBA, CHUNKED, "y = y + read", "y = y + 0 * read",
+    Fault("no state between chunks", MAMBA, CHUNKED, "y = y + by_head", "y = y + 0 * by_head",
           "logits", MIXER, FIRST),
     Fault("norm before the gate", MAMBA, "GatedNorm.__call__",
           "return mx.fast.rms_norm(parts, None, self.eps).reshape(h.shape) * self.weight",
