@@ -7,7 +7,8 @@ and all products with it, norms, the residual stream and logits are in at least 
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.core import cumsum
+from mlx.core import clip, cumsum
+from mlx.core import concatenate as cat
 from mlx.nn import softplus
 
 from mlx_models.cache import ConstantCache
@@ -25,7 +26,7 @@ def segment_sums(x):
     Differences of cumulative sums, which are as inexact as the sums are large. So x is cut into
     whole grains, whose sums are exact, and rests that stay small.
     """
-    x = mx.maximum(x, FORGOTTEN)
+    x = clip(x, FORGOTTEN, None)
     whole = mx.round(mx.stop_gradient(x) / GRAIN) * GRAIN
     whole, rest = cumsum(whole, -1), cumsum(x - whole, -1)
     after = mx.triu(mx.full((x.shape[-1], x.shape[-1]), -mx.inf), 1)
@@ -68,9 +69,7 @@ class StateSpace(nn.Module):
         self.in_proj = Linear(C, di + wide + H, bias=False)
         self.conv_weight = mx.zeros((wide, spec.d_conv))
         self.conv_bias = mx.zeros((wide,))
-        self.dt_bias = mx.zeros((H,))
-        self.A_log = mx.zeros((H,))
-        self.D = mx.zeros((H,))
+        self.dt_bias, self.A_log, self.D = (mx.zeros((H,)) for _ in range(3))
         self.norm = GatedNorm(di, spec.n_groups, spec.norm_eps)
         self.out_proj = Linear(di, C, bias=False)
 
@@ -83,7 +82,7 @@ class StateSpace(nn.Module):
         w = silu(w).astype(x.dtype)
         u, b, c = mx.split(w, (di, di + self.groups * self.d_state), axis=-1)
         u, (b, c) = u.reshape(B, T, H, -1), (a.reshape(B, T, self.groups, -1) for a in (b, c))
-        dt = mx.clip(softplus(upcast(dt) + self.dt_bias), *self.limit)
+        dt = clip(softplus(upcast(dt) + self.dt_bias), *self.limit)
         form = self.step if cache is not None and T == 1 else self.chunked
         y, state = form(by_head(upcast(u), dt), -exp(self.A_log) * dt, b, c, state)
         y = y + self.D[:, None] * u
@@ -98,7 +97,7 @@ class StateSpace(nn.Module):
         w = upcast(w)
         if before is None:
             before = mx.zeros((B, taps - 1, width), w.dtype)
-        w = mx.concatenate((before, w), axis=1)
+        w = cat((before, w), 1)
         return convolve(w, self.conv_weight) + self.conv_bias, w[:, T:]
 
     def chunked(self, u, da, b, c, state=None):
@@ -122,7 +121,7 @@ class StateSpace(nn.Module):
         states = (late.swapaxes(-1, -2) @ upcast(b)).reshape(B, K, H, P * N).swapaxes(1, 2)
         if state is None:
             state = mx.zeros((B, H, P, N), states.dtype)
-        states = mx.concatenate((state.reshape(B, H, 1, -1), states), axis=2)
+        states = cat((state.reshape(B, H, 1, -1), states), 2)
         total = da.sum(-1).swapaxes(1, 2)  # (B, H, K)
         kept = exp(segment_sums(pad(total, 2, 1, 0)))  # (B, H, K + 1, K + 1)
         found = (kept[:, :, :-1] @ states).swapaxes(1, 2).reshape(B, K, G, -1, N)
@@ -136,7 +135,7 @@ class StateSpace(nn.Module):
         for t in range(u.shape[1]):
             y, state = self.step(*(a[:, t : t + 1] for a in (u, da, b, c)), state)
             outputs.append(y)
-        return mx.concatenate(outputs, axis=1), state
+        return cat(outputs, 1), state
 
     def step(self, u, da, b, c, state=None):
         """A single token, T = 1."""

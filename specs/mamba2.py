@@ -39,12 +39,14 @@ A = 1.0, 16.0  # where initial decay rates −a lie
 
 def dt_bias_init(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """What softplus makes the initial time steps of."""
-    dt = np.exp(rng.uniform(*map(math.log, DT), shape))
+    low, high = DT
+    dt = np.exp(rng.uniform(math.log(low), math.log(high), shape))
     return dt + np.log(-np.expm1(-dt))
 
 
 def a_log_init(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    return np.log(rng.uniform(*A, shape))
+    low, high = A
+    return np.log(rng.uniform(low, high, shape))
 
 
 @dataclass(frozen=True, kw_only=True)

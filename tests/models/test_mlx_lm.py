@@ -20,7 +20,8 @@ FORMS: dict[str, dict[str, Any]] = {
              "tie_embeddings": True}}
 SPECS: dict[str, Spec] = {
     **{form: GPT.replace(**fields) for form, fields in FORMS.items()},
-    "bdh": spec_type("bdh").preset("tiny"), "bdh-window": spec_type("bdh").preset("tiny", window=6)}
+    "bdh": spec_type("bdh").preset("tiny"), "bdh-window": spec_type("bdh").preset("tiny", window=6),
+    "mamba2": spec_type("mamba2").preset("tiny")}
 PROMPT = np.random.default_rng(5).integers(0, 64, 40).astype(np.int32)
 PIECES = [[40], [7, 1, 1, 20, 11], [1] * 40]
 
@@ -139,3 +140,6 @@ def test_what_its_caches_cannot_do_is_refused() -> None:
         generated(windowed, kv_bits=4, quantized_kv_start=0)
     with pytest.raises(UserError, match="sinks = 3: .* leave prompt_cache out"):
         generated(sinks, prompt_cache=caches(sinks, "KVCache"))
+    recurrent = build(SPECS["mamba2"])
+    with pytest.raises(UserError, match="mamba2 keeps no keys and values: leave prompt_cache out"):
+        generated(recurrent, prompt_cache=caches(recurrent, "KVCache"))
