@@ -7,12 +7,13 @@ and all products with it, norms, the residual stream and logits are in at least 
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.core import cumsum
+from mlx.core import clip, cumsum
+from mlx.core import concatenate as cat
 from mlx.nn import softplus
 
 from mlx_models.cache import ConstantCache
 from mlx_models.layers import Linear, RMSNorm, dropout, exp, silu, upcast
-from mlx_models.mamba2_fast import convolve
+from mlx_models.mamba2_fast import by_head, convolve
 from mlx_models.model import LanguageModel
 
 GRAIN = 2.0**-9  # sums of up to 2²⁴ of these are exact in float32
@@ -25,7 +26,7 @@ def segment_sums(x):
     Differences of cumulative sums, which are as inexact as the sums are large. So x is cut into
     whole grains, whose sums are exact, and rests that stay small.
     """
-    x = mx.maximum(x, FORGOTTEN)
+    x = clip(x, FORGOTTEN, None)
     whole = mx.round(mx.stop_gradient(x) / GRAIN) * GRAIN
     whole, rest = cumsum(whole, -1), cumsum(x - whole, -1)
     after = mx.triu(mx.full((x.shape[-1], x.shape[-1]), -mx.inf), 1)
@@ -68,9 +69,7 @@ class StateSpace(nn.Module):
         self.in_proj = Linear(C, di + wide + H, bias=False)
         self.conv_weight = mx.zeros((wide, spec.d_conv))
         self.conv_bias = mx.zeros((wide,))
-        self.dt_bias = mx.zeros((H,))
-        self.A_log = mx.zeros((H,))
-        self.D = mx.zeros((H,))
+        self.dt_bias, self.A_log, self.D = (mx.zeros((H,)) for _ in range(3))
         self.norm = GatedNorm(di, spec.n_groups, spec.norm_eps)
         self.out_proj = Linear(di, C, bias=False)
 
@@ -83,9 +82,9 @@ class StateSpace(nn.Module):
         w = silu(w).astype(x.dtype)
         u, b, c = mx.split(w, (di, di + self.groups * self.d_state), axis=-1)
         u, (b, c) = u.reshape(B, T, H, -1), (a.reshape(B, T, self.groups, -1) for a in (b, c))
-        dt = mx.clip(softplus(upcast(dt) + self.dt_bias), *self.limit)
+        dt = clip(softplus(upcast(dt) + self.dt_bias), *self.limit)
         form = self.step if cache is not None and T == 1 else self.chunked
-        y, state = form(upcast(u) * dt[..., None], -exp(self.A_log) * dt, b, c, state)
+        y, state = form(by_head(upcast(u), dt), -exp(self.A_log) * dt, b, c, state)
         y = y + self.D[:, None] * u
         if cache is not None:
             cache.put(T, inputs=inputs, state=state)
@@ -98,7 +97,7 @@ class StateSpace(nn.Module):
         w = upcast(w)
         if before is None:
             before = mx.zeros((B, taps - 1, width), w.dtype)
-        w = mx.concatenate((before, w), axis=1)
+        w = cat((before, w), 1)
         return convolve(w, self.conv_weight) + self.conv_bias, w[:, T:]
 
     def chunked(self, u, da, b, c, state=None):
@@ -117,17 +116,17 @@ class StateSpace(nn.Module):
         scores = (scores * decay.reshape(B, K, G, -1, Q, Q)).reshape(decay.shape).astype(dtype)
         y = upcast(scores @ u.astype(dtype).swapaxes(2, 3)).swapaxes(2, 3)  # (B, K, Q, H, P)
         # What each chunk adds to the state, and the state that it finds
-        late = u * decay[..., -1, :].swapaxes(2, 3)[..., None]
+        late = by_head(u, decay[..., -1, :].swapaxes(2, 3))
         late = late.reshape(B, K, Q, G, -1).swapaxes(2, 3)  # (B, K, G, Q, R·P)
         states = (late.swapaxes(-1, -2) @ upcast(b)).reshape(B, K, H, P * N).swapaxes(1, 2)
         if state is None:
             state = mx.zeros((B, H, P, N), states.dtype)
-        states = mx.concatenate((state.reshape(B, H, 1, -1), states), axis=2)
+        states = cat((state.reshape(B, H, 1, -1), states), 2)
         total = da.sum(-1).swapaxes(1, 2)  # (B, H, K)
         kept = exp(segment_sums(pad(total, 2, 1, 0)))  # (B, H, K + 1, K + 1)
         found = (kept[:, :, :-1] @ states).swapaxes(1, 2).reshape(B, K, G, -1, N)
         read = (upcast(c) @ found.swapaxes(-1, -2)).swapaxes(2, 3).reshape(u.shape)
-        y = y + read * exp(cumsum(da, -1)).swapaxes(2, 3)[..., None]
+        y = y + by_head(read, exp(cumsum(da, -1)).swapaxes(2, 3))
         return y.reshape(B, K * Q, H, P)[:, :T], (kept[:, :, -1:] @ states).reshape(B, H, P, N)
 
     def recurrent(self, u, da, b, c, state=None):
@@ -136,7 +135,7 @@ class StateSpace(nn.Module):
         for t in range(u.shape[1]):
             y, state = self.step(*(a[:, t : t + 1] for a in (u, da, b, c)), state)
             outputs.append(y)
-        return mx.concatenate(outputs, axis=1), state
+        return cat(outputs, 1), state
 
     def step(self, u, da, b, c, state=None):
         """A single token, T = 1."""

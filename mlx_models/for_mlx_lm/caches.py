@@ -54,6 +54,8 @@ def adapted(caches, spec):
     """The caches of all layers as ours. Raises `UserError` where mlx_lm's would show others."""
     if caches is None or all(isinstance(cache, PromptCache) for cache in caches):
         return caches
+    if not hasattr(spec, "window"):
+        raise UserError(f"{spec.arch} keeps no keys and values: leave prompt_cache out")
     if spec.sinks:
         raise UserError(f"sinks = {spec.sinks}: mlx_lm's caches do not keep the first tokens in "
                         "sight, leave prompt_cache out")

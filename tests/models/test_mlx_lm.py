@@ -25,6 +25,7 @@ SPECS: dict[str, Spec] = {
     "mla": spec_type("mla").preset("tiny", q_lora_rank=32, kv_lora_rank=32, qk_rope_head_dim=32,
                                    v_head_dim=8, d_ff=64, tie_embeddings=False),
     "bdh": spec_type("bdh").preset("tiny"), "bdh-window": spec_type("bdh").preset("tiny", window=6),
+    "mamba2": spec_type("mamba2").preset("tiny"),
     "retnet": spec_type("retnet").preset("tiny", d_ff=64),
     "rwkv7": spec_type("rwkv7").preset("tiny", tie_embeddings=True)}
 PROMPT = np.random.default_rng(5).integers(0, 64, 40).astype(np.int32)
@@ -150,3 +151,6 @@ def test_what_its_caches_cannot_do_is_refused() -> None:
         generated(windowed, kv_bits=4, quantized_kv_start=0)
     with pytest.raises(UserError, match="sinks = 3: .* leave prompt_cache out"):
         generated(sinks, prompt_cache=caches(sinks, "KVCache"))
+    recurrent = build(SPECS["mamba2"])
+    with pytest.raises(UserError, match="mamba2 keeps no keys and values: leave prompt_cache out"):
+        generated(recurrent, prompt_cache=caches(recurrent, "KVCache"))
