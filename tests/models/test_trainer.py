@@ -210,6 +210,19 @@ def test_half_precision_learns(backend: Backend, spec: Spec, dtype: str) -> None
     assert losses[-1] < losses[0] - 1
 
 
+@pytest.mark.xdist_group("compile")  # one process, which loads the compiler once
+@pytest.mark.filterwarnings("ignore")  # the compilers' own
+def test_compiled_steps_are_the_same_steps(backend: Backend, spec: Spec) -> None:
+    spec, ends = spec.replace(n_layer=1), []
+    for compile in (False, True):
+        model = backend.build(spec, init_weights(spec))
+        trainer = backend.trainer(model, OptimizerSettings(), compile)
+        for seed in range(3):
+            trainer.step(split(batch(seed), 2), 0.01)
+        ends.append(trainer.read().losses)
+    assert ends[0] == pytest.approx(ends[1], rel=1e-5)
+
+
 def test_state_of_another_optimizer_is_refused(backend: Backend, spec: Spec) -> None:
     model = backend.build(spec, init_weights(spec))
     muon = backend.trainer(model, OptimizerSettings(optimizer="muon"))
