@@ -189,7 +189,7 @@ class Model(nn.Module):
     def forward(self, tokens, cache=None, key=None):
         cos, sin = self.rotary(cache[0].offset if cache else 0, tokens.shape[1])
         x = self.embed_norm(self.embed(tokens))
-        if self.recompute and cache is None and quadratic_wins(*x.shape[1:]):
+        if self.recompute and cache is None:
             x = in_tiles(self, x, cos, sin, key)
         else:
             x = self.plain(x, cos, sin, cache, key)
