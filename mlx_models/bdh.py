@@ -12,8 +12,7 @@ from mlx_models.bdh_fast import in_tiles
 from mlx_models.cache import Rows
 from mlx_models.for_mlx_lm.caches import PromptCache
 from mlx_models.layers import PairRotary, dropout, fold, recompute, upcast
-
-CHUNK = 256  # tokens; a longer chunk costs more scores, a shorter one more reads of the state
+from specs.bdh import CHUNK
 
 
 def quadratic_wins(T, C):
@@ -189,7 +188,7 @@ class Model(nn.Module):
     def __call__(self, tokens, cache=None, key=None):
         cos, sin = self.rotary(cache[0].offset if cache else 0, tokens.shape[1])
         x = self.embed_norm(self.embed(tokens))
-        if self.recompute and cache is None and quadratic_wins(*x.shape[1:]):
+        if self.recompute and cache is None:
             x = in_tiles(self, x, cos, sin, key)
         else:
             x = self.plain(x, cos, sin, cache, key)

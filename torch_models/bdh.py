@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from specs.bdh import CHUNK
 from torch_models.bdh_fast import in_tiles
 from torch_models.cache import Rows
 from torch_models.layers import PairRotary, dropout, fold, recompute, upcast
-
-CHUNK = 256  # tokens; a longer chunk costs more scores, a shorter one more reads of the state
 
 
 def quadratic_wins(T, C):

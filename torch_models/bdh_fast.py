@@ -12,12 +12,12 @@ from itertools import pairwise
 
 import torch
 
+from specs.bdh import CHUNK
 from torch_models.layers import dropout_words, fold, upcast
 
 SLICE = 1024  # neurons and
 TOKENS = 512  # tokens of a tile: in float32 2 MiB, about a core's cache
 BLOCK = 128  # tokens whose scores are computed together: those after them are left out
-SPAN = 256  # tokens; a longer span costs more scores, a shorter one more reads of the state
 
 
 def in_tiles(model, x, cos, sin, key):
@@ -31,13 +31,13 @@ def in_tiles(model, x, cos, sin, key):
 
 
 def spans(T, C, window):
-    """Stretches of T tokens that see each other pair by pair: one, or several of SPAN.
+    """Stretches of T tokens that see each other pair by pair: one, or several of CHUNK.
 
     What a neuron costs a token, in multiplications: of scores over all T, T/2 forward and T back;
-    of states two products with C forward and five back. So states win where 3·T/2 is more than
-    3·SPAN/2 + 7·C. With a window there is no state, which cannot forget.
+    of a state 2·C forward and 5·C back. So that wins where 3·T/2 is more than 3·CHUNK/2 + 7·C, but
+    not beside a window: it cannot forget.
     """
-    span = T if window or 3 * (T - SPAN) <= 14 * C else SPAN
+    span = T if window or 3 * (T - CHUNK) <= 14 * C else CHUNK
     return [slice(t, min(t + span, T)) for t in range(0, T, span)]
 
 

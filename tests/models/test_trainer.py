@@ -18,6 +18,7 @@ SPECS = {
     "gpt": spec_type("gpt").preset("tiny", dropout=0.1, tie_embeddings=False),
     "moe": spec_type("moe").preset("tiny", dropout=0.1, tie_embeddings=False, aux_loss_coef=0.0),
     "mla": spec_type("mla").preset("tiny", dropout=0.1, tie_embeddings=False),
+    "retnet": spec_type("retnet").preset("tiny", dropout=0.1, tie_embeddings=False),
 }
 OPTIMIZERS = ["adamw", "muon"]
 
