@@ -1,6 +1,7 @@
 """Our two panels against transformers and mlx_lm: the same model, trained and decoded.
 
 python bench/neighbours.py
+python bench/neighbours.py --arch moe
 python bench/neighbours.py --set n_layer=4 --batch 4
 
 Each contestant runs in a process of its own, in turn, several rounds; medians, and how each stands
@@ -15,7 +16,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
@@ -38,10 +39,13 @@ from train.neighbours import neighbour
 NEIGHBOURS = {"torch": "transformers", "mlx": "mlx_lm"}
 PROMPT, DECODED = 64, 64  # tokens read before decoding, tokens timed
 # The sizes at which the README's figures were taken: a vocabulary of bytes, one window's length.
-FORMS: dict[str, dict[str, Any]] = {
+FORMS: dict[str, Mapping[str, Any]] = {
     "gpt": {"vocab_size": 256, "block_size": 1024, "n_layer": 6, "n_embd": 384, "n_head": 6,
             "norm": "rmsnorm", "pos": "rope", "mlp": "swiglu", "d_ff": 1024},
+    "moe": spec_type("moe").presets["mixtral"],
+    "mla": spec_type("mla").presets["deepseek-v2"],
 }
+BATCHES = {"gpt": 8, "moe": 4, "mla": 4}
 
 
 def main() -> None:
@@ -54,12 +58,14 @@ def main() -> None:
                         help="change the model from the one of the README's figures")
     parser.add_argument("--who", nargs="+", choices=who, default=who, metavar="NAME",
                         help=f"of {', '.join(who)} (all)")
-    parser.add_argument("--batch", type=int, default=8, help="windows per training step (8)")
+    parser.add_argument("--batch", type=int, help="windows per training step "
+                        f"({', '.join(f'{arch} {batch}' for arch, batch in BATCHES.items())})")
     parser.add_argument("--seq", type=int, default=256, help="tokens per window (256)")
     parser.add_argument("--steps", type=int, default=5, help="timed, after two that are not (5)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--run", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    args.batch = args.batch or BATCHES[args.arch]
     spec = spec_type(args.arch).from_dict(
         {**FORMS[args.arch], **dict(map(parse_field, args.fields))})
     if args.run:

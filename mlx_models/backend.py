@@ -10,6 +10,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 import mlx_models
+from mlx_models.attention import choose
 from mlx_models.decoder import Decoder
 from mlx_models.loss import cross_entropy
 from mlx_models.trace import pullback, replay, trace
@@ -42,7 +43,7 @@ class Backend:
                 "blas": mlx_models.BLAS if self.device == "cpu" else "MLX's own",
                 "tf32": os.environ["MLX_ENABLE_TF32"]}
 
-    def build(self, spec, weights, dtype="float32", recompute=False):
+    def build(self, spec, weights, dtype="float32", recompute=False, attention="sdpa"):
         if dtype == "float64":
             raise UserError("MLX computes exp and friends in float32: for float64 use "
                             "--backend torch")
@@ -52,6 +53,7 @@ class Backend:
         state = [(name, mx.array(w.astype(np.float32))) for name, w in weights.items()]
         model.load_weights(state, strict=True)
         model.recompute = recompute
+        choose(model, attention)
         return model
 
     def weights(self, model):

@@ -11,7 +11,7 @@ import mlx.nn as nn
 from mlx_models.bdh_fast import in_tiles
 from mlx_models.cache import Rows
 from mlx_models.for_mlx_lm.caches import PromptCache
-from mlx_models.layers import PairRotary, dropout, fold, recompute, upcast
+from mlx_models.layers import PairRotary, begin, dropout, fold, recompute, upcast
 from specs.bdh import CHUNK
 
 
@@ -200,7 +200,7 @@ class Model(nn.Module):
         for i, layer in enumerate(self.layers):
             args = (x, *self.layer_weights(weights, i), cos, sin, fold(key, i))
             if cache is not None:
-                x = layer(*args, cache[i])
+                x = begin(layer(*args, cache[i]))
             else:
                 x = recompute(layer, *args) if self.recompute else layer(*args)
         return x

@@ -8,6 +8,7 @@ logits are in at least float32.
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_models.attention import attention
 from mlx_models.cache import KeyValueCache
 from mlx_models.layers import (
     Embedding,
@@ -15,7 +16,6 @@ from mlx_models.layers import (
     RMSNorm,
     Rotary,
     RotaryTable,
-    attention,
     dropout,
     fold,
 )
@@ -36,6 +36,7 @@ class Attention(nn.Module):
         super().__init__()
         C, H, Hkv, D = spec.n_embd, spec.n_head, spec.kv_heads, spec.head_size
         self.n_head, self.n_kv_head, self.qk_norm = H, Hkv, spec.qk_norm
+        self.form = "sdpa"
         self.q_proj = Linear(C, H * D, spec.bias)
         self.k_proj = Linear(C, Hkv * D, spec.bias)
         self.v_proj = Linear(C, Hkv * D, spec.bias)
@@ -56,7 +57,7 @@ class Attention(nn.Module):
         q, k = q.astype(x.dtype), k.astype(x.dtype)
         if cache is not None:
             k, v = cache.update_and_fetch(k, v)
-        y = attention(q, k, v, mask)
+        y = attention(q, k, v, mask, self.form)
         return self.o_proj(y.swapaxes(1, 2).reshape(*x.shape[:2], -1))
 
     def heads(self, y, count):

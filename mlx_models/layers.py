@@ -18,6 +18,26 @@ def upcast(x):
     return x if x.dtype == mx.float64 else x.astype(mx.float32)
 
 
+def exp(x):
+    """eˣ of x in float32. MLX's CPU takes 12 ns for its exp of a number, 5 for a power."""
+    return power_of_e(x) if mx.default_device() == mx.cpu else mx.exp(x)
+
+
+@mx.custom_function
+def power_of_e(x):
+    return mx.power(2.0, x * math.log2(math.e))
+
+
+@power_of_e.vjp
+def _power_of_e_backward(x, grad, power):
+    return grad * power
+
+
+def silu(x):
+    """x·sigmoid(x) of x in float32, by that exp; a larger one would make 0·∞ of a gradient."""
+    return x / (1 + exp(mx.minimum(-x, 80.0))) if mx.default_device() == mx.cpu else nn.silu(x)
+
+
 def total(x):
     """The sum of all of x, piece by piece: MLX's CPU adds one number after the other, and of
     eight million squares loses the second digit."""
@@ -57,6 +77,13 @@ def settle(arrays):
     mx.eval(arrays)
     if openblas:
         openblas.openblas_set_num_threads(os.cpu_count())
+
+
+def begin(x):
+    """x, which the CPU begins to compute while what follows is still being written down."""
+    if mx.default_device() == mx.cpu:
+        mx.async_eval(x)
+    return x
 
 
 def choose(good, new, old):
@@ -133,15 +160,6 @@ class RotaryTable:
             angle = self.angles(0, -(-end // 1024) * 1024)
             self.cos, self.sin = (mx.array(f(angle).astype(np.float32)) for f in (np.cos, np.sin))
         return self.cos[start:end], self.sin[start:end]
-
-
-def attention(q, k, v, mask):
-    """softmax(q kᵀ/√D) v for q (B, H, T, D), k (B, Hkv, S, D) and v (B, Hkv, S, Dv); softmax in
-    float32.
-
-    mask: None (everything is seen), "causal" (with S = T), or (T, S) bool.
-    """
-    return mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5, mask=mask)
 
 
 def mix(x):

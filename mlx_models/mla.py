@@ -9,7 +9,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_models import gpt
-from mlx_models.layers import Linear, PairRotary, RMSNorm, attention, upcast
+from mlx_models.attention import attention
+from mlx_models.for_mlx_lm.quantized import matrix
+from mlx_models.layers import Linear, PairRotary, RMSNorm, upcast
 
 
 class LatentAttention(nn.Module):
@@ -21,6 +23,7 @@ class LatentAttention(nn.Module):
         rq, rkv, bias = spec.q_lora_rank, spec.kv_lora_rank, spec.attn_bias
         self.n_head, self.nope, self.rank = H, spec.qk_nope_head_dim, rkv
         self.scale, self.absorbs, self.low_rank_q = D**-0.5, spec.absorbs, rq is not None
+        self.form = "sdpa"
         if self.low_rank_q:
             self.q_a_proj = Linear(C, rq, bias)
             self.q_a_norm = RMSNorm(rq, eps)
@@ -61,7 +64,7 @@ class LatentAttention(nn.Module):
         k_c, v = kv[..., : self.nope], kv[..., self.nope :]
         k_r = mx.broadcast_to(k_r, (*k_c.shape[:3], k_r.shape[-1]))
         q, k = (mx.concatenate(parts, axis=-1) for parts in ((q_c, q_r), (k_c, k_r)))
-        return attention(q, k, v, mask)
+        return attention(q, k, v, mask, self.form)
 
     def absorbed(self, q_c, q_r, c, k_r, mask):
         """Attention to the latents: kv_b_proj's key part turns the query, its value part the sum.
@@ -70,7 +73,7 @@ class LatentAttention(nn.Module):
         """
         B, H, T, _ = q_r.shape
         q_c, q_r = (q * self.scale for q in (q_c, q_r))
-        weight = self.kv_b_proj.weight.astype(c.dtype).reshape(H, -1, self.rank)
+        weight = matrix(self.kv_b_proj).astype(c.dtype).reshape(H, -1, self.rank)
         scores = q_r.reshape(B, 1, H * T, -1) @ k_r.swapaxes(-1, -2)
         if self.nope:
             q_c = q_c @ weight[:, : self.nope]  # (B, H, T, rkv)

@@ -12,6 +12,7 @@ from mlx_models.layers import (
     LayerNorm,
     Linear,
     RMSNorm,
+    begin,
     dropout,
     fold,
     recompute,
@@ -48,7 +49,7 @@ class LanguageModel(nn.Module):
         for i, layer in enumerate(self.layers):
             args = (x, *context, fold(key, i))
             if cache is not None:
-                x = layer(*args, cache[i])
+                x = begin(layer(*args, cache[i]))
             else:
                 x = recompute(layer, *args) if self.recompute else layer(*args)
         return self.leave(x)

@@ -32,7 +32,8 @@ class Optimizer:
         self.params, self.settings = params, settings
         muon = settings.optimizer == "muon"
         self.muon = {p.name: p for p in spec.params() if muon and p.group == "hidden"}
-        self.adam_scale = settings.adam_lr_scale if muon else 1.0
+        beside = settings.adam_lr_scale if muon else 1.0
+        self.adam_scale = {p.name: beside * p.lr_scale for p in spec.params()}
         self.momentum = {name: mx.zeros_like(params[name]) for name in self.muon}
         self.adam_names = [p.name for p in spec.params() if p.trained and p.name not in self.muon]
         self.adam = {p.name: mlx.optimizers.AdamW(
@@ -64,7 +65,7 @@ class Optimizer:
 
     def adam_step(self, name, grad, lr, good):
         adam, old = self.adam[name], self.params[name]
-        adam.learning_rate = lr * self.adam_scale
+        adam.learning_rate = lr * self.adam_scale[name]
         old_step, old_state = adam.state["step"], dict(adam.state[name])
         new = adam.apply_gradients({name: grad}, {name: old})[name]
         self.params[name] = choose(good, new, old)

@@ -48,7 +48,8 @@ def edge_cases(spec: Spec, seed: int) -> list[Case]:
     around = [(2, window - 1), (3, window), (1, window + 1), (1, 63), (2, 64), (1, 65)]
     shapes = [(3, 1), (2, 2), *(around if size < 200_000 else []), (2, 37),
               (1, 513 if size < 10_000_000 else 129)]
-    return [random_case(spec, B, T, seed) for B, T in shapes]
+    shapes = [(B, min(T, spec.block_size)) for B, T in shapes]
+    return [random_case(spec, B, T, seed) for B, T in dict.fromkeys(shapes)]
 
 
 def lively_weights(spec: Spec, seed: int) -> Arrays:

@@ -21,6 +21,7 @@ from specs.errors import UserError
 
 BACKENDS = ("mlx", "torch")
 Dtype = Literal["float64", "float32", "bfloat16", "float16"]
+Attention = Literal["sdpa", "plain", "chunked"]
 Arrays = dict[str, np.ndarray]
 Model = Any
 
@@ -139,11 +140,14 @@ class Backend(Protocol):
         """Framework, device, chip, BLAS: what a measurement needs to be understood."""
 
     def build(self, spec: Spec, weights: Mapping[str, np.ndarray], dtype: Dtype = "float32",
-              recompute: bool = False) -> Model:
+              recompute: bool = False, attention: Attention = "sdpa") -> Model:
         """The model with these weights, which must match the parameter table exactly.
 
         Parameters are kept in float32 (float64 if `dtype` is), products are done in `dtype`.
         `recompute`: a layer's activations are computed again in the backward pass.
+        `attention`: how softmax attention is computed, by the framework's fused kernel, with all
+        scores at once, or in blocks (memory linear in the length). Raises `UserError` for another
+        than the first where the architecture has none.
         """
 
     def weights(self, model: Model) -> Arrays:

@@ -24,7 +24,7 @@ from specs.init import Init, constant, normal
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing from Python 3.11 on
 
-Group = Literal["hidden", "embed", "head", "router", "vector", "state"]
+Group = Literal["hidden", "embed", "head", "router", "filter", "vector", "state"]
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,10 @@ class Param:
     """One tensor of the parameter table.
 
     `group` decides who trains it: Muon takes the matrices of "hidden", AdamW everything else;
-    weight decay spares "vector" (norm weights, biases). "state" is kept with the weights and
-    trained by none. `matrix` is (rows, columns) of the
-    matrices that a hidden tensor is a stack of, when these are not its last two axes.
+    weight decay spares "vector" (norm weights, biases, low-rank factors). "filter" are the taps of
+    convolutions; "state" is kept with the weights and trained by none. `matrix` is (rows, columns)
+    of the matrices that a hidden tensor is a stack of, when these are not its last two axes. AdamW
+    moves the tensor at `lr_scale` times the rate.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Param:
     init: Init
     group: Group
     matrix: tuple[int, int] | None = None
+    lr_scale: float = 1.0
 
     @property
     def size(self) -> int:
@@ -189,10 +191,15 @@ def norm(path: str, dims: int, bias: bool = False) -> Iterator[Param]:
         yield Param(f"{path}.bias", (dims,), constant(0), "vector")
 
 
-def rotary_angles(dim: int, theta: float, start: int, T: int) -> np.ndarray:
-    """t·theta^(−2i/dim) in radians for t = start … start+T−1: (T, dim/2) in float64 (Su et al.,
-    arXiv 2104.09864). Only their cosines and sines are rounded, so far positions stay exact."""
-    return np.outer(np.arange(start, start + T), theta ** (-np.arange(0, dim, 2) / dim))
+def rotary_frequencies(dim: int, theta: float) -> np.ndarray:
+    """theta^(−2i/dim) in radians a token, (dim/2,) in float64 (Su et al., arXiv 2104.09864)."""
+    return theta ** (-np.arange(0, dim, 2) / dim)
+
+
+def rotary_angles(frequencies: np.ndarray, start: int, T: int) -> np.ndarray:
+    """Angles at positions start … start+T−1, (T, dim/2) in float64: only their cosines and sines
+    are rounded, so far positions stay exact."""
+    return np.outer(np.arange(start, start + T), frequencies)
 
 
 def parse_field(text: str) -> tuple[str, Any]:
@@ -223,6 +230,11 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
         if value is None:
             return None
         hint = next(choice for choice in choices if choice is not type(None))
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, (list, tuple)) or len(value) != len(choices):
+            raise UserError(f"{name} = {value!r} must be a list of {len(choices)} values")
+        return tuple(_coerce(f"{name}[{i}]", each, choice)
+                     for i, (each, choice) in enumerate(zip(value, choices, strict=True)))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not hint:

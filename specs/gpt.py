@@ -25,7 +25,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from specs.base import Param, linear, norm, rotary_angles
+from specs.base import Param, linear, norm, rotary_angles, rotary_frequencies
 from specs.init import normal
 from specs.layered import Layered
 
@@ -88,7 +88,11 @@ class GroupedHeads(Layered):
 
     def rotary(self, start: int, T: int) -> np.ndarray:
         """Angles at positions start … start+T−1, (T, D/2) in float64."""
-        return rotary_angles(self.head_size, self.rope_theta, start, T)
+        return rotary_angles(self.frequencies(), start, T)
+
+    def frequencies(self) -> np.ndarray:
+        """How fast each pair of entries turns: radians a token, (D/2,)."""
+        return rotary_frequencies(self.head_size, self.rope_theta)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +107,7 @@ class Spec(GroupedHeads):
     norm_eps: float = 1e-5
     pos: Literal["learned", "rope", "none"] = "rope"
     rope_theta: float = 10000.0
+    rope_factor: float | None = None
     mlp: Literal["gelu", "gelu_tanh", "swiglu", "relu2"] = "swiglu"
     qk_norm: bool = False
     bias: bool = False
@@ -130,6 +135,8 @@ class Spec(GroupedHeads):
         self.require_heads(rotary=self.pos == "rope")
         self.require("d_ff", self.d_ff is None or self.d_ff >= 1, "null or at least 1")
         self.require("norm_eps", self.norm_eps > 0, "positive")
+        self.require("rope_factor", self.rope_factor is None or self.rope_factor >= 1,
+                     "null or at least 1")
         self.require("window", self.window is None or self.window >= 2, "null or at least 2")
         self.require("sinks", self.sinks == 0 or (self.sinks > 0 and self.window is not None),
                      "0, or positive beside a window")
@@ -144,6 +151,17 @@ class Spec(GroupedHeads):
     @property
     def max_length(self) -> int | None:
         return self.block_size if self.pos == "learned" else None
+
+    def frequencies(self) -> np.ndarray:
+        """With `rope_factor` Llama 3.1's (Meta, rope_type "llama3"): slower by that factor where
+        8,192 tokens, its first context, are less than a turn, as they are where these are four
+        turns or more, and a mixture between."""
+        plain = super().frequencies()
+        if self.rope_factor is None:
+            return plain
+        turns = 8192 * plain / (2 * np.pi)
+        keep = np.clip((turns - 1) / (4 - 1), 0, 1)
+        return plain * (keep + (1 - keep) / self.rope_factor)
 
     def params(self) -> tuple[Param, ...]:
         table = super().params()

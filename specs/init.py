@@ -23,15 +23,31 @@ def normal(std: float) -> Init:
     return lambda rng, shape: rng.standard_normal(shape, np.float32) * np.float32(std)
 
 
-def uniform(low: float, high: float) -> Init:
-    """U(low, high)."""
-    return lambda rng, shape: rng.random(shape, np.float32) * np.float32(high - low) + np.float32(
-        low)
-
-
 def constant(value: float) -> Init:
     """The same number everywhere: 1 for the weight of a norm, 0 for a bias."""
     return lambda rng, shape: np.full(shape, value, np.float32)
+
+
+def uniform(bound: float) -> Init:
+    """U(−bound, bound)."""
+    return lambda rng, shape: rng.uniform(-bound, bound, shape).astype(np.float32)
+
+
+def values(start: np.ndarray) -> Init:
+    """These numbers, whatever the seed."""
+    return lambda rng, shape: start.reshape(shape).astype(np.float32)
+
+
+def orthogonal(gain: float = 1.0) -> Init:
+    """`gain` times a matrix with orthonormal rows or columns, whichever are fewer, drawn evenly
+    from all of those: the factor Q of a normal matrix, with the signs that leave R's diagonal
+    positive, for a library is free to choose them (Mezzadri, arXiv math-ph/0609050)."""
+    def draw(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        Q, R = np.linalg.qr(rng.standard_normal((max(shape), min(shape))))
+        Q = Q * np.where(np.diagonal(R) < 0, -1.0, 1.0)
+        return gain * (Q if shape[0] >= shape[1] else Q.T)
+
+    return draw
 
 
 def philox(seed: int, *names: object) -> np.random.Philox:
@@ -45,5 +61,6 @@ def init_weights(spec: Spec, seed: int = 0) -> dict[str, np.ndarray]:
     weights = {}
     for param in spec.params():
         rng = np.random.Generator(philox(seed, "weights", param.name))
-        weights[param.name] = np.asarray(param.init(rng, param.shape), np.float32)
+        drawn = param.init(rng, param.shape)
+        weights[param.name] = np.asarray(drawn, np.float32, order="C")
     return weights

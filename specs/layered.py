@@ -54,5 +54,5 @@ class Layered(base.Spec):
     def decode_traffic(self, T: int, kind: str = "auto") -> int:
         """All weights, but of the tables that are only looked up in; the state is read."""
         head = self.n_embd * self.vocab_size
-        layers = sum(param.size for param in self.params() if param.group in ("hidden", "vector"))
+        layers = sum(param.size for param in self.params() if param.group not in ("embed", "head"))
         return 4 * (layers + head) + self.decode_state_bytes(T, kind)

@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from specs.base import Param, linear, norm, rotary_angles
+from specs.base import Param, linear, norm, rotary_angles, rotary_frequencies
 from specs.layered import Layered
 
 NOTE = {"vocab_size": 49152, "n_embd": 512, "n_head": 8, "q_lora_rank": 128, "kv_lora_rank": 128,
@@ -143,4 +143,5 @@ class Spec(Layered):
 
     def rotary(self, start: int, T: int) -> np.ndarray:
         """Angles at positions start … start+T−1, (T, rope/2) in float64."""
-        return rotary_angles(self.qk_rope_head_dim, self.rope_theta, start, T)
+        frequencies = rotary_frequencies(self.qk_rope_head_dim, self.rope_theta)
+        return rotary_angles(frequencies, start, T)

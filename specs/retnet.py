@@ -151,7 +151,7 @@ class Spec(Layered):
 
 def matrix(path: str, out: int, into: int, bound: float) -> Param:
     """A row of the table for x Wᵀ, W (out, into) drawn from U(−bound, bound)."""
-    return Param(f"{path}.weight", (out, into), uniform(-bound, bound), "hidden")
+    return Param(f"{path}.weight", (out, into), uniform(bound), "hidden")
 
 
 def xavier(out: int, into: int, gain: float) -> float:

@@ -7,6 +7,7 @@ import torch
 from specs.backend import Batch, OptimizerSettings, load_strictly
 from specs.errors import UserError
 from specs.machine import best_rate, chip, process_peak, reset_process_peak
+from torch_models.attention import choose
 from torch_models.decoder import Decoder
 from torch_models.loss import cross_entropy
 from torch_models.trace import pullback, replay, trace
@@ -39,7 +40,7 @@ class Backend:
                 "blas": "cuBLAS" if on_cuda else "MKL" if torch.backends.mkl.is_available()
                 else "torch's own", "threads": str(torch.get_num_threads())}
 
-    def build(self, spec, weights, dtype="float32", recompute=False):
+    def build(self, spec, weights, dtype="float32", recompute=False, attention="sdpa"):
         weights = load_strictly(spec, weights)
         master = torch.float64 if dtype == "float64" else torch.float32
         # On the device "meta" torch would import its compiler, 70 MB, to fill what is not there.
@@ -49,6 +50,7 @@ class Backend:
                  for name, w in weights.items()}
         model.load_state_dict(state, strict=True, assign=True)
         model.recompute = recompute
+        choose(model, attention)
         return model
 
     def weights(self, model):

@@ -121,8 +121,8 @@ class ConstantCache:
         return self.held.get(name)
 
     def put(self, T, **arrays):
-        """These in the place of all others, T tokens later."""
-        self.held, self.offset = arrays, self.offset + T
+        """These in the place of those of the same names, T tokens later."""
+        self.held, self.offset = {**self.held, **arrays}, self.offset + T
 
     @property
     def nbytes(self):

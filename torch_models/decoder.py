@@ -18,7 +18,7 @@ class Decoder:
     def offset(self):
         return self.cache[0].offset
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def prefill(self, tokens):
         pieces = []
         for start in range(0, tokens.shape[1], PIECE):
@@ -32,6 +32,7 @@ class Decoder:
     def trace(self, tokens):
         return trace_decoding(self.model, torch.tensor(tokens, device=self.device), self.cache)
 
+    @torch.inference_mode()
     def fork(self, rows):
         index = torch.tensor(list(rows), device=self.device)
         return Decoder(self.model, [cache.take(index) for cache in self.cache], self.device)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from torch_models.attention import attention
 from torch_models.cache import KeyValueCache
 from torch_models.layers import (
     Embedding,
@@ -18,7 +19,6 @@ from torch_models.layers import (
     RMSNorm,
     Rotary,
     RotaryTable,
-    attention,
     dropout,
     fold,
 )
@@ -40,6 +40,7 @@ class Attention(nn.Module):
         super().__init__()
         C, H, Hkv, D = spec.n_embd, spec.n_head, spec.kv_heads, spec.head_size
         self.n_head, self.n_kv_head, self.qk_norm = H, Hkv, spec.qk_norm
+        self.form = "sdpa"
         self.q_proj = Linear(C, H * D, spec.bias)
         self.k_proj = Linear(C, Hkv * D, spec.bias)
         self.v_proj = Linear(C, Hkv * D, spec.bias)
@@ -60,7 +61,7 @@ class Attention(nn.Module):
         q, k = q.to(x.dtype), k.to(x.dtype)
         if cache is not None:
             k, v = cache.update_and_fetch(k, v)
-        y = attention(q, k, v, mask)
+        y = attention(q, k, v, mask, self.form)
         return self.o_proj(y.swapaxes(1, 2).reshape(*x.shape[:2], -1))
 
     def heads(self, y, count):

@@ -27,7 +27,7 @@ def product(x, weight, bias=None):
         cores = torch.get_num_threads()
         if len(weight) % cores == 0:
             pieces = weight.view(cores, -1, x.shape[-1])
-            y = torch.bmm(x.reshape(1, 1, -1).expand(cores, -1, -1), pieces.mT)
+            y = torch.bmm(x.reshape(1, 1, -1).expand(cores, 1, -1), pieces.mT)
             y = y.view(*x.shape[:-1], -1)
             return y if bias is None else y + bias
     return F.linear(x, weight, bias)
@@ -107,19 +107,6 @@ class RotaryTable:
             angle = torch.from_numpy(self.angles(0, -(-end // 1024) * 1024))
             self.cos, self.sin = torch.cos(angle).to(like), torch.sin(angle).to(like)
         return self.cos[start:end], self.sin[start:end]
-
-
-def attention(q, k, v, mask):
-    """softmax(q kᵀ/√D) v for q (B, H, T, D), k (B, Hkv, S, D) and v (B, Hkv, S, Dv); softmax in at
-    least float32.
-
-    mask: None (everything is seen), "causal" (with S = T), or (T, S) bool.
-    """
-    causal, spare = isinstance(mask, str), q.shape[-1] - v.shape[-1]
-    if spare > 0:  # fused kernels want one size
-        return attention(q, k, F.pad(v, (0, spare)), mask)[..., :-spare]
-    return F.scaled_dot_product_attention(q, k, v, None if causal else mask, is_causal=causal,
-                                          enable_gqa=q.shape[1] != k.shape[1])
 
 
 def times(a, b):

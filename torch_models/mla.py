@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from torch_models import gpt
-from torch_models.layers import Linear, PairRotary, RMSNorm, attention, upcast
+from torch_models.attention import attention
+from torch_models.layers import Linear, PairRotary, RMSNorm, upcast
 
 
 class LatentAttention(nn.Module):
@@ -21,6 +22,7 @@ class LatentAttention(nn.Module):
         rq, rkv, bias = spec.q_lora_rank, spec.kv_lora_rank, spec.attn_bias
         self.n_head, self.nope, self.rank = H, spec.qk_nope_head_dim, rkv
         self.scale, self.absorbs, self.low_rank_q = D**-0.5, spec.absorbs, rq is not None
+        self.form = "sdpa"
         if self.low_rank_q:
             self.q_a_proj = Linear(C, rq, bias)
             self.q_a_norm = RMSNorm(rq, eps)
@@ -61,7 +63,7 @@ class LatentAttention(nn.Module):
         k_c, v = kv[..., : self.nope], kv[..., self.nope :]
         k_r = k_r.expand(*k_c.shape[:3], k_r.shape[-1])
         q, k = (torch.cat(parts, dim=-1) for parts in ((q_c, q_r), (k_c, k_r)))
-        return attention(q, k, v, mask)
+        return attention(q, k, v, mask, self.form)
 
     def absorbed(self, q_c, q_r, c, k_r, mask):
         """Attention to the latents: kv_b_proj's key part turns the query, its value part the sum.

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 import transformers
 
+CACHES = "past_key_values", "cache_params"  # of attention, of a recurrence
+
 
 class Neighbour:
     """The model of a folder in upstream's format, in float32 on the CPU or `device`."""
@@ -31,8 +33,9 @@ class Neighbour:
     @torch.no_grad()
     def decode(self, prompt):
         """Greedy tokens after prompt (1, T), one at a time, with transformers' cache."""
-        tokens, cache = torch.tensor(prompt, dtype=torch.long, device=self.device), None
+        tokens, cache = torch.tensor(prompt, dtype=torch.long, device=self.device), {}
         while True:
-            output = self.model(tokens, past_key_values=cache, use_cache=True)
-            cache, tokens = output.past_key_values, output.logits[:, -1:].argmax(-1)
+            output = self.model(tokens, **cache, use_cache=True)
+            cache = {name: output[name] for name in CACHES if name in output}
+            tokens = output.logits[:, -1:].argmax(-1)
             yield tokens.item()

@@ -31,10 +31,11 @@ class Optimizer:
         self.params, self.settings = params, settings
         muon = settings.optimizer == "muon"
         self.muon = {p.name: p for p in spec.params() if muon and p.group == "hidden"}
-        self.adam_scale = settings.adam_lr_scale if muon else 1.0
+        beside = settings.adam_lr_scale if muon else 1.0
+        self.adam_scale = {p.name: beside * p.lr_scale for p in spec.params()}
         self.momentum = {name: torch.zeros_like(params[name]) for name in self.muon}
         self.adam_names = [p.name for p in spec.params() if p.trained and p.name not in self.muon]
-        self.decays = {p.name: p.decays for p in spec.params()}
+        self.decays = {p.name: settings.weight_decay * p.decays for p in spec.params()}
         self.start_adam(0)
 
     def start_adam(self, step):
@@ -48,10 +49,10 @@ class Optimizer:
     @torch.no_grad()
     def update(self, grads, lr, good):
         """One step at rate `lr` from grads {name: tensor}; nothing where `good` is false."""
-        for decays in (True, False):
-            names = [name for name in self.adam_names if self.decays[name] == decays]
-            self.adam_step(names, [grads[name] for name in names], lr, good,
-                           self.settings.weight_decay if decays else 0.0)
+        kinds = {name: (self.adam_scale[name], self.decays[name]) for name in self.adam_names}
+        for scale, decay in dict.fromkeys(kinds.values()):
+            names = [name for name in self.adam_names if kinds[name] == (scale, decay)]
+            self.adam_step(names, [grads[name] for name in names], lr * scale, good, decay)
         for name, param in self.muon.items():
             self.muon_step(name, param, grads[name], lr, good)
 
@@ -60,7 +61,7 @@ class Optimizer:
         adam = {key: [self.adam[name][key] for name in names] for key in ("m", "v", "step")}
         adamw([self.params[name] for name in names], grads, adam["m"], adam["v"], [],
               adam["step"], fused=True, found_inf=1 - good.to(torch.float32), amsgrad=False,
-              beta1=settings.beta1, beta2=settings.beta2, lr=lr * self.adam_scale,
+              beta1=settings.beta1, beta2=settings.beta2, lr=lr,
               weight_decay=decay, eps=settings.eps, maximize=False)
 
     def muon_step(self, name, param, grad, lr, good):

@@ -23,7 +23,7 @@ def trace(model, batch, grads):
                  _numpy(output.grad) if grads else None) for path, inputs, output in calls]
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def trace_decoding(model, tokens, cache):
     """All submodule calls in execution order while `tokens` are read."""
     calls = []

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
-from typing import Any
+from typing import Any, get_args
 
 from specs import Spec, UserError, architectures, spec_type
-from specs.backend import BACKENDS
+from specs.backend import BACKENDS, Attention
 from specs.base import parse_field
 from train.rundir import RunDir
 from train.schedule import SCHEDULES
@@ -27,8 +27,8 @@ DEFAULT_STEPS = 300
 
 # What may be changed when a run goes on: nothing here alters the batches or the model.
 RESUMABLE = {"steps", "minutes", "lr", "min_lr", "grad_clip", "micro_batch", "memory", "dtype",
-             "recompute", "compile", "log_every", "eval_every", "eval_windows", "save_every",
-             "keep"}
+             "recompute", "attention", "compile", "log_every", "eval_every", "eval_windows",
+             "save_every", "keep"}
 
 
 def option(group: Any, name: str, help: str, default: Any = None, **kind: Any) -> None:
@@ -114,6 +114,8 @@ def parser() -> argparse.ArgumentParser:
            choices=("float32", "bfloat16", "float16"))
     option(machine, "--recompute", "keep no activations inside a layer: less memory, more work",
            action=argparse.BooleanOptionalAction)
+    option(machine, "--attention", "softmax attention by the framework's fused kernel, with all "
+           "scores at once, or in blocks for long windows", choices=get_args(Attention))
     option(machine, "--compile", "torch.compile or mx.compile",
            action=argparse.BooleanOptionalAction)
 

@@ -130,7 +130,8 @@ def prepared(settings: Settings) -> tuple[Corpus, Tokenizer]:
 
 def make_trainer(spec: Spec, settings: Settings, backend: Backend,
                  weights: Arrays) -> tuple[Model, Trainer]:
-    model = backend.build(spec, weights, settings.dtype, settings.recompute)  # type: ignore
+    model = backend.build(spec, weights, settings.dtype, settings.recompute,  # type: ignore
+                          settings.attention)  # type: ignore
     return model, backend.trainer(model, settings_from(settings.to_dict()), settings.compile)
 
 

@@ -42,6 +42,7 @@ class Settings:
 
     dtype: str = "float32"
     recompute: bool = False
+    attention: str = "sdpa"
     compile: bool = False
     seed: int = 0
 

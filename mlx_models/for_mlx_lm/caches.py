@@ -40,8 +40,8 @@ class Adapted:
         self.cache, self.window, self.offset = cache, window, cache.offset
 
     def make_mask(self, tokens):
-        T = tokens.shape[1]
-        return self.cache.make_mask(T, return_array=False, window_size=self.window)
+        T, behind = tokens.shape[1], self.offset > 0  # its "causal" also aligns T behind others
+        return self.cache.make_mask(T, return_array=behind, window_size=self.window)
 
     def update_and_fetch(self, k, v):
         held = self.cache.update_and_fetch(k, v)
@@ -54,6 +54,8 @@ def adapted(caches, spec):
     """The caches of all layers as ours. Raises `UserError` where mlx_lm's would show others."""
     if caches is None or all(isinstance(cache, PromptCache) for cache in caches):
         return caches
+    if not hasattr(spec, "window"):
+        raise UserError(f"{spec.arch} keeps no keys and values: leave prompt_cache out")
     if spec.sinks:
         raise UserError(f"sinks = {spec.sinks}: mlx_lm's caches do not keep the first tokens in "
                         "sight, leave prompt_cache out")

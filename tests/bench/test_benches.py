@@ -76,3 +76,9 @@ def test_bdh_memory(tmp_path: Path, backend: str) -> None:
           str(file))
     assert [(row["who"], row["shape"]) for row in json.loads(file.read_text())["rows"]] == [
         (backend, "2x16"), (f"{backend}-plain", "2x16")]
+
+
+def test_states(tmp_path: Path) -> None:
+    rows = bench(tmp_path, "states", "--layers", "2", "--width", "128", "--tokens", "1", "10")
+    gpt, = (row.split() for row in rows.splitlines() if row.strip().startswith("gpt"))
+    assert [float(cell) for cell in gpt[2:]] == [0.0, round(10 * 2 * 2 * 128 * 4 / 1e6, 1)]

@@ -71,3 +71,15 @@ def test_more_positions_than_were_learned(name: str) -> None:
     decoder.prefill(tokens(1, 16))
     with pytest.raises(UserError, match="17 tokens"):
         decoder.step(tokens(1, 1)[:, 0])
+
+
+def test_llama_3_slows_the_slow_rotations_alone() -> None:
+    plain = TINY.replace(head_dim=64, rope_theta=5e5)
+    slowed = plain.replace(rope_factor=32.0)
+    share = slowed.frequencies() / plain.frequencies()
+    turns = 8192 * plain.frequencies() / (2 * np.pi)
+    np.testing.assert_allclose(share[turns >= 4], 1)
+    np.testing.assert_allclose(share[turns <= 1], 1 / 32)
+    assert np.all(np.diff(share) <= 0)
+    between = (turns > 1) & (turns < 4)
+    assert between.any() and np.all((share[between] > 1 / 32) & (share[between] < 1))

@@ -147,7 +147,7 @@ def test_pairs_are_rotated(panel: str) -> None:
 def test_values_may_be_narrower_or_wider_than_keys(panel: str, D: int, Dv: int,
                                                    mask: str | None) -> None:
     """Attention against its definition in float64."""
-    layers = importlib.import_module(f"{panel}_models.layers")
+    sdpa = importlib.import_module(f"{panel}_models.attention").sdpa
     framework = importlib.import_module({"mlx": "mlx.core", "torch": "torch"}[panel])
     array = framework.array if panel == "mlx" else framework.tensor
     rng = np.random.default_rng(0)
@@ -156,7 +156,7 @@ def test_values_may_be_narrower_or_wider_than_keys(panel: str, D: int, Dv: int,
     scores = np.where(seen, q.astype(float) @ k.swapaxes(-1, -2) / D**0.5, -np.inf)
     share = np.exp(scores - scores.max(-1, keepdims=True))
     wanted = share / share.sum(-1, keepdims=True) @ v
-    found = layers.attention(*map(array, (q, k, v)), array(seen) if mask == "given" else mask)
+    found = sdpa(*map(array, (q, k, v)), array(seen) if mask == "given" else mask)
     assert close(np.asarray(found), wanted, 16)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from parity.cases import lively_weights
 from specs import Spec, UserError, init_weights, spec_type
 from specs.backend import Dtype, load_backend
 from tests.models.test_bdh import close
@@ -20,15 +21,22 @@ FORMS: dict[str, dict[str, Any]] = {
              "tie_embeddings": True}}
 SPECS: dict[str, Spec] = {
     **{form: GPT.replace(**fields) for form, fields in FORMS.items()},
+    "moe": spec_type("moe").preset("tiny", head_dim=32, qk_norm=True, tie_embeddings=False),
+    "mla": spec_type("mla").preset("tiny", q_lora_rank=32, kv_lora_rank=32, qk_rope_head_dim=32,
+                                   v_head_dim=8, d_ff=64, tie_embeddings=False),
     "bdh": spec_type("bdh").preset("tiny"), "bdh-window": spec_type("bdh").preset("tiny", window=6),
-    "retnet": spec_type("retnet").preset("tiny", d_ff=64)}
+    "mamba2": spec_type("mamba2").preset("tiny"),
+    "retnet": spec_type("retnet").preset("tiny", d_ff=64),
+    "rwkv7": spec_type("rwkv7").preset("tiny", tie_embeddings=True)}
 PROMPT = np.random.default_rng(5).integers(0, 64, 40).astype(np.int32)
-PIECES = [[40], [7, 1, 1, 20, 11], [1] * 40]
+PIECES = [[40], [7, 1, 1, 28, 3], [1] * 40]
 
 
 def build(spec: Spec, dtype: Dtype = "float32") -> Any:
     """A model whose matrices are large enough for texts that do not repeat themselves."""
-    weights = {name: w * 10 if w.ndim > 1 else w for name, w in init_weights(spec).items()}
+    lively = lively_weights(spec, 0)  # for those that begin as zeros
+    weights = {name: 10 * (w if w.any() else lively[name]) if w.ndim > 1 else w
+               for name, w in init_weights(spec).items()}
     return load_backend("mlx", "cpu").build(spec, weights, dtype)
 
 
@@ -75,7 +83,9 @@ def test_greedy_tokens_are_those_of_our_decoder(name: str) -> None:
 @pytest.mark.parametrize("pieces", PIECES, ids=str)
 @pytest.mark.parametrize("name, kind, size", [
     ("llama", "KVCache", None), ("gpt2", "KVCache", None), ("mistral", "KVCache", None),
-    ("mistral", "RotatingKVCache", 6), ("mistral", "RotatingKVCache", 50)])
+    ("moe", "KVCache", None), ("mla", "KVCache", None),
+    ("mistral", "RotatingKVCache", 6), ("mistral", "RotatingKVCache", 50),
+    ("moe", "RotatingKVCache", 50), ("mla", "RotatingKVCache", 50)])
 def test_its_caches_show_what_ours_show(name: str, kind: str, size: int | None,
                                         pieces: list[int]) -> None:
     model = build(SPECS[name])
@@ -103,7 +113,7 @@ def test_the_loop_can_wait_for_what_a_cache_holds(name: str) -> None:
         assert sum(array.nbytes for array in arrays) >= layer.nbytes > 0
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral", "retnet"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral", "moe", "mla", "retnet"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_quantized_weights(name: str, dtype: Dtype) -> None:
     import mlx.nn as nn
@@ -111,7 +121,7 @@ def test_quantized_weights(name: str, dtype: Dtype) -> None:
     model = build(SPECS[name], dtype)
     before = forward(model)
     nn.quantize(model, group_size=32, bits=8)
-    assert isinstance(model.layers[1].mlp.down_proj, nn.QuantizedLinear)
+    assert isinstance(model.layers[1].mixer.o_proj, nn.QuantizedLinear)
     assert isinstance(model.embed, nn.QuantizedEmbedding)
     after = forward(model)
     assert after.dtype == np.float32
@@ -119,11 +129,12 @@ def test_quantized_weights(name: str, dtype: Dtype) -> None:
     assert generated(model) == decoded(model)
 
 
+@pytest.mark.parametrize("name", ["llama", "moe", "mla"])
 @pytest.mark.parametrize("own", [True, False], ids=["our cache", "KVCache"])
-def test_quantized_keys_and_values(own: bool) -> None:
+def test_quantized_keys_and_values(name: str, own: bool) -> None:
     import mlx.core as mx
 
-    model = build(SPECS["llama"])
+    model = build(SPECS[name])
     options = {} if own else {"prompt_cache": caches(model, "KVCache")}
     assert len(generated(model, kv_bits=8, kv_group_size=32, quantized_kv_start=9, **options)) == 16
     cache = model.make_cache() if own else caches(model, "KVCache")
@@ -140,3 +151,6 @@ def test_what_its_caches_cannot_do_is_refused() -> None:
         generated(windowed, kv_bits=4, quantized_kv_start=0)
     with pytest.raises(UserError, match="sinks = 3: .* leave prompt_cache out"):
         generated(sinks, prompt_cache=caches(sinks, "KVCache"))
+    recurrent = build(SPECS["mamba2"])
+    with pytest.raises(UserError, match="mamba2 keeps no keys and values: leave prompt_cache out"):
+        generated(recurrent, prompt_cache=caches(recurrent, "KVCache"))

@@ -13,13 +13,11 @@ from specs.base import Spec
 from specs.errors import UserError
 from train.batches import split
 
-SPECS = {
-    "bdh": spec_type("bdh").preset("tiny", dropout=0.1, share_layers=False, score_scale="sqrt"),
-    "gpt": spec_type("gpt").preset("tiny", dropout=0.1, tie_embeddings=False),
-    "moe": spec_type("moe").preset("tiny", dropout=0.1, tie_embeddings=False, aux_loss_coef=0.0),
-    "mla": spec_type("mla").preset("tiny", dropout=0.1, tie_embeddings=False),
-    "retnet": spec_type("retnet").preset("tiny", dropout=0.1, tie_embeddings=False),
-}
+FIELDS = {"bdh": {"share_layers": False, "score_scale": "sqrt"},
+          "moe": {"aux_loss_coef": 0.0, "tie_embeddings": False}}
+SPECS = {arch: spec_type(arch).preset("tiny", dropout=0.1,
+                                      **FIELDS.get(arch, {"tie_embeddings": False}))
+         for arch in architectures()}
 OPTIMIZERS = ["adamw", "muon"]
 
 
@@ -64,7 +62,7 @@ def reference(spec: Spec, weights: Arrays, state: Arrays, grads: Arrays, lr: flo
             rows, columns = param.stack[1:]
             new[name] = W * (1 - lr * decay) - lr * max(1, rows / columns) ** 0.5 * X
             continue
-        rate = lr * (settings.adam_lr_scale if settings.optimizer == "muon" else 1)
+        rate = lr * param.lr_scale * (settings.adam_lr_scale if settings.optimizer == "muon" else 1)
         m = state[f"m.{name}"] = 0.9 * state.get(f"m.{name}", 0) + 0.1 * G
         v = state[f"v.{name}"] = 0.95 * state.get(f"v.{name}", 0) + 0.05 * G**2
         ratio = (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.95**step)) + 1e-8)
@@ -90,7 +88,7 @@ def test_updates_follow_the_definition(backend: Backend, spec: Spec, optimizer: 
         for name, weight in backend.weights(model).items():
             moved = np.linalg.norm(wanted[name] - before[name])
             stored = 2**-24 * np.linalg.norm(weight)  # rounding of a weight to float32
-            assert np.linalg.norm(weight - wanted[name]) < 2e-5 * moved + stored, (step, name)
+            assert np.linalg.norm(weight - wanted[name]) <= 2e-5 * moved + stored, (step, name)
     own = trainer.state()
     assert own.keys() == state.keys()
     for name, value in state.items():

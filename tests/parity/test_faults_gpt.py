@@ -8,7 +8,9 @@ from parity.locate import MODEL
 from specs.backend import Backend
 from tests.parity.planting import Fault
 
-GPT, LAYERS, CACHE = "mlx_models.gpt", "mlx_models.layers", "mlx_models.cache"
+GPT, FRAME = "mlx_models.gpt", "mlx_models.model"
+LAYERS, CACHE = "mlx_models.layers", "mlx_models.cache"
+ATTENTION = "mlx_models.attention"
 TORCH_LAYERS, TORCH_CACHE = "torch_models.layers", "torch_models.cache"
 MIXER, MLP, ROTARY, NORM = "layers.0.mixer", "layers.0.mlp", "layers.0.mixer.rotary", (
     "layers.0.mixer_norm")
@@ -27,8 +29,8 @@ FAULTS = [
           "activations", NORM, FIRST, spec={"norm": "layernorm"}),
     Fault("norm in float16", LAYERS, "RMSNorm.__call__", "upcast(x)", "x.astype(mx.float16)",
           "activations", NORM, FIRST),
-    Fault("embedding scaled", GPT, "Model.hidden", "self.embed(tokens)", "self.embed(tokens) * 4",
-          "activations", MODEL, FIRST),
+    Fault("embedding scaled", FRAME, "LanguageModel.embedded", "self.embed(tokens)",
+          "self.embed(tokens) * 4", "activations", MODEL, FIRST),
     Fault("RoPE of pairs for halves", LAYERS, "Rotary.__call__",
           "mx.split(x, 2, axis=-1)", "x[..., 0::2], x[..., 1::2]", "activations", ROTARY, FIRST),
     Fault("RoPE turns back", LAYERS, "Rotary.__call__",
@@ -36,21 +38,21 @@ FAULTS = [
           "activations", ROTARY, FIRST),
     Fault("RoPE of positions scaled", LAYERS, "RotaryTable.__call__",
           "angle = self", "angle = 0.5 * self", "activations", MODEL, FIRST),
-    Fault("all-ones mask added as zeros", GPT, "attention",
+    Fault("all-ones mask added as zeros", ATTENTION, "sdpa",
           "mask=mask", "mask=mx.zeros((q.shape[2], k.shape[2]))", "activations", MIXER, FIRST),
-    Fault("mask off by one", GPT, "attention", "mask=mask",
+    Fault("mask off by one", ATTENTION, "sdpa", "mask=mask",
           "mask=mx.tri(q.shape[2], k.shape[2], 1, mx.bool_)", "activations", MIXER, FIRST),
     Fault("window off by one", CACHE, "KeyValueCache.make_mask",
           "s > t - self.window", "s >= t - self.window", "activations", MODEL, FIRST,
           spec=WINDOW),
     Fault("sinks forgotten", CACHE, "KeyValueCache.make_mask",
           " | (s < self.sinks)", "", "activations", MODEL, FIRST, spec={**WINDOW, "sinks": 2}),
-    Fault("heads tiled, not repeated", GPT, "attention", "q, k, v, scale",
+    Fault("heads tiled, not repeated", ATTENTION, "sdpa", "q, k, v, scale",
           "q, *(mx.tile(y, (1, q.shape[1] // k.shape[1], 1, 1)) for y in (k, v)), scale",
           "activations", MIXER, FIRST),
-    Fault("attention scale", GPT, "attention", "** -0.5", "** -1.0",
+    Fault("attention scale", ATTENTION, "sdpa", "** -0.5", "** -1.0",
           "activations", MIXER, FIRST),
-    Fault("scores in float16", GPT, "attention", "q, k, v, scale",
+    Fault("scores in float16", ATTENTION, "sdpa", "q, k, v, scale",
           "q.astype(mx.float16), k.astype(mx.float16), v.astype(mx.float16), scale",
           "activations", MIXER, FIRST),
     Fault("q and k take each other's norm", GPT, "Attention.__call__",
@@ -64,13 +66,13 @@ FAULTS = [
     Fault("gate and up swapped", GPT, "MLP.__call__",
           "self.activation(self.gate_proj(x)) * self.up_proj(x)",
           "self.gate_proj(x) * self.activation(self.up_proj(x))", "activations", MLP, FIRST),
-    Fault("tied head dropped", GPT, "Model.head", "self.embed.as_linear(x)",
+    Fault("tied head dropped", FRAME, "LanguageModel.head", "self.embed.as_linear(x)",
           "x @ mx.zeros_like(self.embed.weight).T", "logits", MODEL, ("activations",)),
-    Fault("tied head gives no gradient", GPT, "Model.head", "self.embed.as_linear(x)",
+    Fault("tied head gives no gradient", FRAME, "LanguageModel.head", "self.embed.as_linear(x)",
           "x @ mx.stop_gradient(self.embed.weight).T", "gradients", good=("loss", *FORWARD)),
     Fault("logits without their cap", GPT, "Model.head", "cap is None", "True",
           "logits", MODEL, ("activations",), spec={"logit_softcap": 1.0}),
-    Fault("no gradient through the keys", GPT, "attention", "q, k, v, scale",
+    Fault("no gradient through the keys", ATTENTION, "sdpa", "q, k, v, scale",
           "q, mx.stop_gradient(k), v, scale", "single-step", "layers.1.mixer", FORWARD),
     Fault("one dropout mask for two places", GPT, "Block.__call__", "fold(key, 1)",
           "fold(key, 0)", "gradients", "layers.0", ("single-step", "loss", *FORWARD)),
@@ -78,11 +80,11 @@ FAULTS = [
           "+= k.shape[-2]", "+= k.shape[-2] + 1", "decoding", MODEL, FORWARD),
     Fault("cache offset of one in torch", TORCH_CACHE, "KeyValueCache.update_and_fetch",
           "+= k.shape[-2]", "+= k.shape[-2] + 1", "decoding", MODEL, FORWARD, "torch"),
-    Fault("cached positions begin anew", GPT, "Model.hidden",
-          "self._rotary(start, T)", "self._rotary(0, T)", "decoding", MODEL, FORWARD),
-    Fault("learned positions begin anew", GPT, "Model.hidden",
-          "mx.arange(start, start + T)", "mx.arange(T)", "decoding", "pos_embed", FORWARD,
-          spec={"pos": "learned"}),
+    Fault("cached positions begin anew", GPT, "Model.context",
+          "self._rotary(start, ", "self._rotary(0, ", "decoding", MODEL, FORWARD),
+    Fault("learned positions begin anew", GPT, "Model.embedded",
+          "mx.arange(start, start + tokens.shape[1])", "mx.arange(tokens.shape[1])",
+          "decoding", "pos_embed", FORWARD, spec={"pos": "learned"}),
     Fault("later rows not rotated, one token at a time", LAYERS, "Rotary.__call__",
           "x2 * cos + x1 * sin]", "x2 * cos + x1 * sin] if x.shape[2] > 1 else [mx.concatenate("
           "[(x1 * cos - x2 * sin)[:1], x1[1:]]), mx.concatenate([(x2 * cos + x1 * sin)[:1], "

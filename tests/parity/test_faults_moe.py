@@ -13,7 +13,7 @@ TORCH, TORCH_GROUPED = "torch_models.moe", "torch_models.grouped"
 MIXTURE, FORWARD, CHOOSE, PENALTY = (f"MixtureOfExperts.{name}" for name in (
     "__call__", "forward", "choose", "penalty"))
 MLP, EXPERTS = "layers.0.mlp", "layers.0.mlp.experts"
-FIRST, RIGHT = ("parameters",), ("activations", "logits", "loss", "gradients")
+FIRST, RIGHT = ("parameters",), ("loss",)
 BIAS = {"balance": "bias"}
 
 FAULTS = [
@@ -50,7 +50,7 @@ FAULTS = [
           "self.up_proj if self.gated", "activations", EXPERTS, FIRST),
     Fault("gelu_tanh for gelu", MOE, "Experts.mlp", "self.activation(product",
           "nn.gelu_approx(product", "activations", EXPERTS, FIRST, spec={"expert_mlp": "gelu"}),
-    Fault("embedding not scaled", MOE, "Model.hidden", "if self.spec.embed_scale", "if False",
+    Fault("embedding not scaled", MOE, "Model.embedded", "if self.spec.embed_scale", "if False",
           "activations", MODEL, FIRST, spec={"embed_scale": True}),
     Fault("no gradient to the router", MOE, MIXTURE, "self.experts(x, chosen, share)",
           "self.experts(x, chosen, mx.stop_gradient(share))", "single-step", "layers.1.mlp",
@@ -71,8 +71,6 @@ FAULTS = [
           "optimizer", good=RIGHT, spec=BIAS),
     Fault("rows counted for the expert before", GROUPED, "product", ">= ends[:-1]",
           "> ends[:-1]", "activations", EXPERTS, FIRST),
-    Fault("cached positions begin anew", MOE, "Model.hidden", "self._rotary(start, T)",
-          "self._rotary(0, T)", "decoding", MODEL, ("activations", "logits")),
 ]
 
 

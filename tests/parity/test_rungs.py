@@ -32,7 +32,7 @@ def test_small_model_climbs(arch: str, rung: str, panels: dict[str, Backend]) ->
     assert {panel for measure in found.measures for panel in measure.errors} == set(panels)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("arch", architectures())
 def test_odd_model_climbs(arch: str, seed: int, panels: dict[str, Backend]) -> None:
     subject = subject_of(random_spec(arch, seed).replace(block_size=40), panels, seed)
@@ -70,7 +70,8 @@ def test_every_form_of_gpt_climbs(form: str, panels: dict[str, Backend]) -> None
 @pytest.mark.parametrize("form", MOE_FORMS)
 def test_every_form_of_moe_climbs(form: str, panels: dict[str, Backend]) -> None:
     subject = small_subject(panels, "moe", **MOE_FORMS[form])
-    assert not [(found.rung, found.worst()) for found in climb(subject, RUNGS) if not found.ok]
+    rungs = RUNGS if form == "shared" else QUICK  # the one that moves a bias as it trains
+    assert not [(found.rung, found.worst()) for found in climb(subject, rungs) if not found.ok]
 
 
 def test_a_cache_that_dropped_rows_is_right(panels: dict[str, Backend]) -> None:

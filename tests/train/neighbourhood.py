@@ -12,16 +12,18 @@ from typing import Any
 import numpy as np
 
 from parity.budget import Verdict, distance, judge
-from parity.cases import lively_weights
+from parity.cases import Case, lively_weights
+from parity.choices import hesitations
+from parity.subject import Subject
 from specs import Spec, spec_type
-from specs.backend import Arrays, fresh_state, load_backend, settings_from
+from specs.backend import Arrays, Batch, fresh_state, load_backend, settings_from
 from train import adopt, checkpoint, export
 from train.checkpoint import TrainState
 from train.rundir import RunDir
 from train.settings import Settings
 from train.tokenizer import Tokenizer, make_tokenizer
 
-GPT = spec_type("gpt")
+GPT, MOE, MLA = map(spec_type, ("gpt", "moe", "mla"))
 BYTES = make_tokenizer("bytes", [])
 TEXT = "  The don't ,  it 's <s> [PAD]\n\n\tnaïve 中文 \x00\x7f "
 
@@ -31,7 +33,14 @@ COMMON = {"vocab_size": 256, "hidden_size": 32, "intermediate_size": 40, "num_hi
           "bos_token_id": None, "eos_token_id": None}
 GPT2 = {"vocab_size": 256, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64,
         "bos_token_id": None, "eos_token_id": None}
+MIXTRAL = {**COMMON, "num_local_experts": 6, "num_experts_per_tok": 2}
+QWEN3_MOE = {**COMMON, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24}
+DEEPSEEK_V2 = {**COMMON, "num_key_value_heads": 4, "first_k_dense_replace": 2, "q_lora_rank": 12,
+               "kv_lora_rank": 16, "qk_nope_head_dim": 4, "qk_rope_head_dim": 6, "v_head_dim": 10}
 WINDOW = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 0}
+MAMBA2 = {"vocab_size": 256, "hidden_size": 32, "num_heads": 6, "head_dim": 16, "expand": 3,
+          "state_size": 12, "n_groups": 1, "num_hidden_layers": 2, "bos_token_id": None,
+          "eos_token_id": None, "pad_token_id": None}
 THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2", GPT2),
     "gpt2-untied-gelu": ("GPT2", {**GPT2, "tie_word_embeddings": False, "n_inner": 40,
@@ -42,31 +51,60 @@ THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
                                     "attention_bias": True, "mlp_bias": True}),
     "llama-theta": ("Llama", {**COMMON, "num_key_value_heads": None, "rms_norm_eps": 1e-3,
                               "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}),
+    "llama3": ("Llama", {**COMMON, "head_dim": 32, "rope_parameters": {
+        "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}}),
     "qwen3": ("Qwen3", {**COMMON, "head_dim": 12, "tie_word_embeddings": True}),
     "qwen3-window": ("Qwen3", {**COMMON, "head_dim": 8, **WINDOW}),
     "mistral": ("Mistral", {**COMMON, "sliding_window": 6}),
     "mistral-unbounded": ("Mistral", {**COMMON, "sliding_window": None, "head_dim": 6}),
+    "mixtral": ("Mixtral", MIXTRAL),
+    "mixtral-tied": ("Mixtral", {**MIXTRAL, "tie_word_embeddings": True, "head_dim": 12,
+                                 "rms_norm_eps": 1e-3}),
+    "qwen3-moe": ("Qwen3Moe", {**QWEN3_MOE, "norm_topk_prob": True}),
+    "qwen3-moe-raw": ("Qwen3Moe", {**QWEN3_MOE, "head_dim": 12, "tie_word_embeddings": True}),
+    "deepseek-v2": ("DeepseekV2", DEEPSEEK_V2),
+    "deepseek-v2-full-q": ("DeepseekV2", {**DEEPSEEK_V2, "q_lora_rank": None,
+                                          "tie_word_embeddings": True, "attention_bias": True}),
+    "deepseek-v2-all-rotary": ("DeepseekV2", {**DEEPSEEK_V2, "qk_nope_head_dim": 0,
+                                              "attention_bias": True}),
+    "mamba2": ("Mamba2", MAMBA2),
+    "mamba2-groups": ("Mamba2", {**MAMBA2, "n_groups": 2, "tie_word_embeddings": True,
+                                 "chunk_size": 5, "time_step_limit": (0.1, 0.8)}),
 }
 
-SMALL = {"vocab_size": 256, "n_layer": 2, "n_embd": 32, "n_head": 4, "n_kv_head": 2, "d_ff": 48,
-         "block_size": 64}
-GPT2_FORM = {**SMALL, "n_kv_head": None, "d_ff": None, "norm": "layernorm", "pos": "learned",
-             "mlp": "gelu_tanh"}
-OURS: dict[str, dict[str, Any]] = {
-    "gpt2": {**GPT2_FORM, "bias": True},
-    "gpt2-unbiased": GPT2_FORM,
-    "llama": {**SMALL, "tie_embeddings": False, "dropout": 0.1},
-    "llama-biased": {**SMALL, "bias": True, "head_dim": 12, "n_kv_head": None},
-    "qwen3": {**SMALL, "qk_norm": True, "head_dim": 12, "norm_eps": 1e-6, "rope_theta": 1e6},
-    "mistral": {**SMALL, "window": 6},
-    "odd-width": {**SMALL, "n_embd": 30, "head_dim": 8},
+SIZES: dict[str, Any] = {"vocab_size": 256, "n_layer": 2, "n_embd": 32, "n_head": 4, "d_ff": 48,
+                         "block_size": 64}
+SMALL = {**SIZES, "n_kv_head": 2}
+GPT2_FORM = {**SIZES, "d_ff": None, "norm": "layernorm", "pos": "learned", "mlp": "gelu_tanh"}
+EXPERTS = {**SMALL, "n_experts": 6, "d_ff": 24}
+LATENTS = {**SIZES, "kv_lora_rank": 16, "qk_nope_head_dim": 4, "qk_rope_head_dim": 6,
+           "v_head_dim": 10}
+OURS: dict[str, Any] = {
+    "gpt2": GPT(**GPT2_FORM, bias=True),
+    "gpt2-unbiased": GPT(**GPT2_FORM),
+    "llama": GPT(**SMALL, tie_embeddings=False, dropout=0.1),
+    "llama-biased": GPT(**{**SMALL, "n_kv_head": None}, bias=True, head_dim=12),
+    "qwen3": GPT(**SMALL, qk_norm=True, head_dim=12, norm_eps=1e-6, rope_theta=1e6),
+    "mistral": GPT(**SMALL, window=6),
+    "odd-width": GPT(**{**SMALL, "n_embd": 30}, head_dim=8),
+    "mixtral": MOE(**EXPERTS, tie_embeddings=False, router_noise=0.1, aux_loss_coef=0.5),
+    "mixtral-tied": MOE(**{**EXPERTS, "n_kv_head": None}, n_experts_per_tok=3, dropout=0.1),
+    "qwen3-moe": MOE(**EXPERTS, qk_norm=True, head_dim=12, norm_eps=1e-6, rope_theta=1e6),
+    "qwen3-moe-raw": MOE(**EXPERTS, qk_norm=True, norm_topk_prob=False, tie_embeddings=False),
+    "deepseek-v2": MLA(**LATENTS, q_lora_rank=12, tie_embeddings=False),
+    "deepseek-v2-tied": MLA(**LATENTS, attn_bias=True, rope_theta=500.0, dropout=0.1),
+    "deepseek-v2-all-rotary": MLA(**{**LATENTS, "qk_nope_head_dim": 0}, q_lora_rank=12,
+                                  attn_bias=True),
 }
 # What mlx_lm's own classes have not.
-OURS_FOR_TRANSFORMERS = {
-    "nanogpt": {**GPT2_FORM, "mlp": "gelu"},
-    "gpt2-untied": {**GPT2_FORM, "tie_embeddings": False, "bias": True, "d_ff": 48},
-    "gpt2-relu2": {**GPT2_FORM, "mlp": "relu2"},
-    "qwen3-window": {**SMALL, "qk_norm": True, "window": 6},
+OURS_FOR_TRANSFORMERS: dict[str, Any] = {
+    "nanogpt": GPT(**{**GPT2_FORM, "mlp": "gelu"}),
+    "gpt2-untied": GPT(**{**GPT2_FORM, "d_ff": 48}, tie_embeddings=False, bias=True),
+    "gpt2-relu2": GPT(**{**GPT2_FORM, "mlp": "relu2"}),
+    "qwen3-window": GPT(**SMALL, qk_norm=True, window=6),
+    "mixtral-wide": MOE(**EXPERTS, head_dim=12),
+    "mixtral-odd-width": MOE(**{**EXPERTS, "n_embd": 36, "n_head": 8}, head_dim=8),
 }
 
 
@@ -78,6 +116,8 @@ def verdict(spec: Spec, weights: Arrays, data: np.ndarray, first: int = 0) -> Ve
     """Our logits and log-probabilities from position `first` on in float64, and how far from them
     float32 may be."""
     torch = load_backend("torch", "cpu")
+    subject = Subject(spec, weights, {}, torch)
+    assert not hesitations(subject, Case("tokens", Batch(data, data))), "take other tokens"
 
     def evaluate(aside: Arrays) -> Arrays:
         logits = torch.logits(torch.build(spec, aside, "float64"), data)[:, first:]

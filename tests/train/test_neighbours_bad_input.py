@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from specs import main_exit
-from tests.train.neighbourhood import GPT, OURS, change, exported, new_run
+from tests.train.neighbourhood import OURS, change, exported, new_run
 from train import adopt
 from train.tokenizer import make_tokenizer
 
@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.xdist_group("neighbours"), pytest.mark.usefixtures("he
 DIR = Path("theirs")
 CONFIG, WEIGHTS = DIR / "config.json", DIR / "model.safetensors"
 INDEX = DIR / "model.safetensors.index.json"
+EXPERT = "model.layers.1.block_sparse_moe.experts.3.w2.weight"
 PICKLE = DIR / "pytorch_model.bin"
 
 
@@ -89,6 +90,10 @@ CASES: dict[str, tuple[tuple[str, Callable[[], Any]], str]] = {
                     "positions that are scaled"),
     "rope-parameters": (config("qwen3", rope_parameters={"rope_type": "yarn", "factor": 4.0}),
                         "positions that are scaled"),
+    "rope-of-another-context": (config("llama", rope_parameters={
+        "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 4096}),
+        "positions that are scaled"),
     "rope-in-part": (config("llama", partial_rotary_factor=0.5, rope_parameters={
         "rope_type": "default", "rope_theta": 10.0}), "rotate in part"),
     "rope-no-object": (config("llama", rope_scaling="linear"), "must be an object"),
@@ -103,6 +108,24 @@ CASES: dict[str, tuple[tuple[str, Callable[[], Any]], str]] = {
     "width-in-words": (config("llama", hidden_size="32"), "n_embd = '32' must be a whole number"),
     "odd-width": (config("gpt2", n_embd=30), "n_embd = 30 must be a multiple of n_head"),
     "narrow-window": (config("mistral", sliding_window=1), "window = 1 must be"),
+    "windowed-experts": (config("mixtral", sliding_window=8), "sliding_window = 8 is nothing"),
+    "fewer-experts": (config("mixtral", num_local_experts=5), "is (6, 32), config.json says (5"),
+    "lost-expert": (tensors("mixtral", **{EXPERT: None}), f"{EXPERT!r} is missing"),
+    "two-counts": (config("qwen3-moe", num_local_experts=7),
+                   "num_experts = 6 and num_local_experts = 7"),
+    "gelu-experts": (config("qwen3-moe", hidden_act="gelu"), "hidden_act = 'gelu' is not known"),
+    "too-many-chosen": (config("mixtral", num_experts_per_tok=7), "n_experts_per_tok = 7 must be"),
+    "dense-layers": (config("qwen3-moe", mlp_only_layers=[1]), "mlp_only_layers = [1] is nothing"),
+    "sparse-steps": (config("qwen3-moe", decoder_sparse_step=2), "decoder_sparse_step = 2 is"),
+    "misshapen-expert": (tensors("mixtral", **{EXPERT: np.ones((24, 32), np.float32)}),
+                         f"{EXPERT} is (24, 32), config.json says (32, 24)"),
+    "experts-and-latents": (config("deepseek-v2", first_k_dense_replace=1),
+                            "first_k_dense_replace = 1: some of its 2 layers have experts"),
+    "grouped-latents": (config("deepseek-v2", num_key_value_heads=2),
+                        "num_attention_heads = 4 and num_key_value_heads = 2"),
+    "other-eps": (config("deepseek-v2", rms_norm_eps=1e-5), "rms_norm_eps = 1e-05, while"),
+    "long-context": (config("deepseek-v2", rope_scaling={"type": "yarn", "factor": 40.0}),
+                     "positions that are scaled"),
     "small-vocabulary": (config("llama", vocab_size=100), "is (256, 32)"),
 }
 
@@ -119,7 +142,7 @@ def ending(capsys: pytest.CaptureFixture[str], *options: str) -> str:
 
 @pytest.fixture
 def theirs() -> Callable[[str], None]:
-    return lambda form: (exported(new_run("a", GPT.from_dict(OURS[form])), DIR), None)[1]
+    return lambda form: (exported(new_run("a", OURS[form]), DIR), None)[1]
 
 
 @pytest.mark.parametrize("case", CASES)

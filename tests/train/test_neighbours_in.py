@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,15 @@ from tests.train.neighbourhood import (
 )
 from train import adopt, checkpoint, metrics
 from train import run as train
+from train.neighbours import neighbour
+from train.neighbours.table import REQUIRED, Form
 
 pytestmark = [pytest.mark.xdist_group("neighbours"), pytest.mark.usefixtures("here"),
               pytest.mark.needs("torch")]
+
+
+def forms(arch: str) -> list[Form]:
+    return [value for value in vars(neighbour(arch)).values() if isinstance(value, Form)]
 
 
 @pytest.mark.parametrize("name", THEIRS)
@@ -41,7 +48,8 @@ def test_their_logits_are_ours(name: str) -> None:
         assert agrees(panel.logits(panel.build(spec, weights), tokens()), truth)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3-window", "mistral"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3-window", "mistral", "mixtral",
+                                  "qwen3-moe", "deepseek-v2"])
 def test_their_greedy_text_is_ours(name: str) -> None:
     import torch
 
@@ -54,7 +62,7 @@ def test_their_greedy_text_is_ours(name: str) -> None:
         assert greedy(backend, spec, weights, prompt, 20) == text
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "mixtral", "deepseek-v2"])
 def test_sharded_half_precision_is_read(name: str) -> None:
     import torch
 
@@ -89,6 +97,19 @@ def test_rope_theta_of_old_is_read() -> None:
     change(Path("theirs/config.json"), rope_parameters=None, rope_theta=500)
     old, _ = adopt.read(Path("theirs"))
     assert new == old and new.to_dict()["rope_theta"] == 500
+
+
+@pytest.mark.parametrize("form", [form for arch in ("gpt", "moe", "mla")
+                                  for form in forms(arch)], ids=lambda form: form.model_type)
+def test_what_config_json_leaves_out_is_as_in_transformers(form: Form) -> None:
+    from transformers import CONFIG_MAPPING
+
+    theirs = CONFIG_MAPPING[form.model_type]
+    fields = {field.name: field.default for field in dataclasses.fields(theirs)}
+    fields["rope_theta"] = theirs.default_theta
+    left_out = {name: key.default for key in form.keys.values() for name in key.names
+                if key.default is not REQUIRED and name in fields}
+    assert left_out == {name: fields[name] for name in left_out} and len(left_out) > 2
 
 
 @pytest.mark.parametrize("backend, optimizer", [("mlx", "adamw"), ("torch", "muon")])

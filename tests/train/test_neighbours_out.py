@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from parity.budget import Verdict
 from parity.cases import lively_weights
 from specs import Spec, UserError
 from specs.backend import Arrays
 from tests.train.neighbourhood import (
-    BYTES,
     GPT,
     GPT2_FORM,
     OURS,
@@ -81,7 +81,7 @@ def steps(spec: Spec, weights: Arrays, text: list[int]) -> Verdict:
 def test_transformers_gives_our_logits_and_text(form: str) -> None:
     import torch
 
-    spec = GPT.from_dict({**OURS, **OURS_FOR_TRANSFORMERS}[form])
+    spec = {**OURS, **OURS_FOR_TRANSFORMERS}[form]
     run = new_run("a", spec)
     model, weights = in_transformers(exported(run, "out")), run.weights()
     assert model.config.eos_token_id is None  # no token of ours ends a text
@@ -97,7 +97,7 @@ def test_transformers_gives_our_logits_and_text(form: str) -> None:
 @needs_mlx
 @pytest.mark.parametrize("form", OURS)
 def test_mlx_lm_gives_our_logits_and_text(form: str) -> None:
-    spec = GPT.from_dict(OURS[form])
+    spec = OURS[form]
     run = new_run("a", spec)
     model, weights = in_mlx_lm(exported(run, "out", "mlx-lm")), run.weights()
     assert agrees(mlx_logits(model, tokens()), verdict(spec, weights, tokens()))
@@ -107,15 +107,22 @@ def test_mlx_lm_gives_our_logits_and_text(form: str) -> None:
     assert agrees(log_probs[None], steps(spec, weights, text), "log_probs")
 
 
+# Sizes that can be cut into groups of 32; Qwen3-MoE's router always goes in groups of 64.
+QUANTIZED: dict[str, dict[str, Any]] = {
+    "gpt2": {}, "llama": {}, "qwen3": {"head_dim": None}, "mistral": {},
+    "mixtral": {"d_ff": 32}, "qwen3-moe": {"n_embd": 64, "head_dim": None, "d_ff": 32},
+    "deepseek-v2": {"q_lora_rank": 32, "kv_lora_rank": 32, "v_head_dim": 16}}
+
+
 @needs_mlx
-@pytest.mark.parametrize("form", ["gpt2", "llama", "qwen3", "mistral"])
-def test_quantized_by_mlx_lm_it_still_generates(form: str) -> None:
+@pytest.mark.parametrize("form, fields", QUANTIZED.items(), ids=QUANTIZED)
+def test_quantized_by_mlx_lm_it_still_generates(form: str, fields: dict[str, Any]) -> None:
     from mlx_lm import convert
 
-    spec = GPT.from_dict({**OURS[form], "head_dim": None})
+    spec = OURS[form].replace(**fields)
     folder = exported(new_run("a", spec), "out", "mlx-lm")
     convert(str(folder), "small", quantize=True, q_bits=4, q_group_size=32,
-            trust_remote_code=spec.window is not None)
+            trust_remote_code=form == "mistral")
     whole, model = in_mlx_lm(folder), in_mlx_lm(Path("small"))
     text, _ = mlx_greedy(model, 20)
     logits = mlx_logits(model, np.array([[*PROMPT, *text]]))[0, len(PROMPT) - 1:-1]
@@ -127,11 +134,11 @@ def test_quantized_by_mlx_lm_it_still_generates(form: str) -> None:
 
 @pytest.mark.parametrize("form", OURS)
 def test_both_targets_are_the_same_files_but_for_a_model_file(form: str) -> None:
-    run = new_run("a", GPT.from_dict(OURS[form]))
+    run = new_run("a", OURS[form])
     one, two = exported(run, "hf"), exported(run, "mlx", "mlx-lm")
     files = {file.name: sha256(file) for file in one.iterdir()}
     others = {file.name: sha256(file) for file in two.iterdir()}
-    if run.spec.to_dict()["window"] is None:
+    if form != "mistral":
         assert files == others
     else:
         assert others.keys() - files.keys() == {"mistral.py"}
@@ -142,7 +149,7 @@ def test_both_targets_are_the_same_files_but_for_a_model_file(form: str) -> None
 @pytest.mark.parametrize("tokenizer", ["bytes", "bpe:270"])
 def test_a_round_trip_keeps_every_byte(form: str, tokenizer: str) -> None:
     text = Path("text.txt").read_text(encoding="utf-8")
-    spec = GPT.from_dict({**OURS[form], "vocab_size": 300})
+    spec = OURS[form].replace(vocab_size=300)
     run = new_run("a", spec, make_tokenizer(tokenizer, [text]))
     back = adopted(exported(run, "out"), "b")
     assert sha256(back.path / "tokenizer.json") == sha256(run.path / "tokenizer.json")
@@ -160,7 +167,7 @@ def test_the_tokenizer_survives(tokenizer: str) -> None:
     from transformers import AutoTokenizer
 
     ours = make_tokenizer(tokenizer, [Path("text.txt").read_text(encoding="utf-8")])
-    folder = exported(new_run("a", GPT.from_dict({**SMALL, "vocab_size": 300}), ours), "out")
+    folder = exported(new_run("a", GPT(**{**SMALL, "vocab_size": 300}), ours), "out")
     theirs = AutoTokenizer.from_pretrained(folder)
     ids = theirs(TEXT).input_ids
     assert ids == ours.encode(TEXT).tolist() and theirs.decode(ids) == TEXT
@@ -186,28 +193,41 @@ def test_what_came_with_an_adopted_model_goes_out_with_it() -> None:
     assert config.eos_token_id == 7 and config.max_position_embeddings == 5000
 
 
-REFUSED = {
-    "sinks": ({"window": 6, "sinks": 2}, "hf", "sinks = 2"),
-    "soft-cap": ({"logit_softcap": 30.0}, "hf", "logit_softcap = 30.0"),
-    "gelu-llama": ({"mlp": "gelu"}, "hf", "mlp = 'gelu'"),
-    "relu2-llama": ({"mlp": "relu2"}, "hf", "mlp = 'relu2'"),
-    "no-positions": ({"pos": "none"}, "hf", "pos = 'none'"),
-    "rotary-layernorm": ({**GPT2_FORM, "pos": "rope"}, "hf", "pos = 'rope'"),
-    "swiglu-gpt2": ({"norm": "layernorm", "pos": "learned"}, "hf", "mlp = 'swiglu'"),
-    "grouped-gpt2": ({"norm": "layernorm", "pos": "learned", "mlp": "gelu"}, "hf",
+LLAMA, FOR_TRANSFORMERS = GPT(**SMALL), OURS_FOR_TRANSFORMERS
+MIXTRAL, QWEN3_MOE = OURS["mixtral"], OURS["qwen3-moe"]
+DEEPSEEK_V2 = OURS["deepseek-v2"]
+REFUSED: dict[str, tuple[Spec, str, str]] = {
+    "sinks": (LLAMA.replace(window=6, sinks=2), "hf", "sinks = 2"),
+    "soft-cap": (LLAMA.replace(logit_softcap=30.0), "hf", "logit_softcap = 30.0"),
+    "gelu-llama": (LLAMA.replace(mlp="gelu"), "hf", "mlp = 'gelu'"),
+    "relu2-llama": (LLAMA.replace(mlp="relu2"), "hf", "mlp = 'relu2'"),
+    "no-positions": (LLAMA.replace(pos="none"), "hf", "pos = 'none'"),
+    "rotary-layernorm": (GPT(**{**GPT2_FORM, "pos": "rope"}), "hf", "pos = 'rope'"),
+    "swiglu-gpt2": (LLAMA.replace(norm="layernorm", pos="learned"), "hf", "mlp = 'swiglu'"),
+    "grouped-gpt2": (LLAMA.replace(norm="layernorm", pos="learned", mlp="gelu"), "hf",
                      "n_kv_head = 2"),
-    "biased-qwen3": ({"qk_norm": True, "bias": True}, "hf", "bias = True"),
-    "biased-mistral": ({"window": 6, "bias": True}, "hf", "bias = True"),
-    "gelu-mlx": (OURS_FOR_TRANSFORMERS["nanogpt"], "mlx-lm", "mlp = 'gelu'"),
-    "untied-mlx": (OURS_FOR_TRANSFORMERS["gpt2-untied"], "mlx-lm", "d_ff = 48"),
-    "window-mlx": (OURS_FOR_TRANSFORMERS["qwen3-window"], "mlx-lm", "window = 6"),
+    "biased-qwen3": (LLAMA.replace(qk_norm=True, bias=True), "hf", "bias = True"),
+    "biased-mistral": (LLAMA.replace(window=6, bias=True), "hf", "bias = True"),
+    "shared-experts": (MIXTRAL.replace(n_shared_experts=1), "hf", "n_shared_experts = 1"),
+    "shared-experts-qwen3": (QWEN3_MOE.replace(n_shared_experts=2), "hf", "n_shared_experts = 2"),
+    "balance-by-bias": (QWEN3_MOE.replace(balance="bias"), "hf", "balance = 'bias'"),
+    "gelu-experts": (MIXTRAL.replace(expert_mlp="gelu"), "hf", "expert_mlp = 'gelu'"),
+    "silu-experts": (QWEN3_MOE.replace(expert_mlp="silu"), "hf", "expert_mlp = 'silu'"),
+    "scaled-embedding": (MIXTRAL.replace(embed_scale=True), "hf", "embed_scale = True"),
+    "raw-mixtral": (MIXTRAL.replace(norm_topk_prob=False), "hf", "norm_topk_prob = False"),
+    "latents-eps": (DEEPSEEK_V2.replace(norm_eps=1e-5), "hf", "norm_eps = 1e-05"),
+    "latents-width": (DEEPSEEK_V2.replace(n_embd=30), "hf", "n_embd = 30"),
+    "gelu-mlx": (FOR_TRANSFORMERS["nanogpt"], "mlx-lm", "mlp = 'gelu'"),
+    "untied-mlx": (FOR_TRANSFORMERS["gpt2-untied"], "mlx-lm", "d_ff = 48"),
+    "window-mlx": (FOR_TRANSFORMERS["qwen3-window"], "mlx-lm", "window = 6"),
+    "mixtral-wide-mlx": (FOR_TRANSFORMERS["mixtral-wide"], "mlx-lm", "head_dim = 12"),
+    "mixtral-odd-mlx": (FOR_TRANSFORMERS["mixtral-odd-width"], "mlx-lm", "head_dim = 8"),
 }
 
 
-@pytest.mark.parametrize("fields, to, message", REFUSED.values(), ids=REFUSED)
-def test_what_upstream_cannot_say_is_refused_by_name(
-        fields: dict[str, Any], to: str, message: str) -> None:
-    new_run("a", GPT.from_dict({**SMALL, **fields}))
+@pytest.mark.parametrize("spec, to, message", REFUSED.values(), ids=REFUSED)
+def test_what_upstream_cannot_say_is_refused_by_name(spec: Spec, to: str, message: str) -> None:
+    new_run("a", spec)
     with pytest.raises(UserError) as caught:
         export.main(["--run", "a", "--to", to, "out"])
     assert message in str(caught.value) and "\n" not in str(caught.value)
@@ -215,7 +235,7 @@ def test_what_upstream_cannot_say_is_refused_by_name(
 
 
 def test_an_empty_folder_is_filled_and_any_other_refused() -> None:
-    run = new_run("a", GPT.from_dict(SMALL))
+    run = new_run("a", GPT(**SMALL))
     Path("out").mkdir()
     exported(run, "out")
     before = {file: file.stat() for file in Path("out").iterdir()}
@@ -227,7 +247,7 @@ def test_an_empty_folder_is_filled_and_any_other_refused() -> None:
 
 
 def test_other_runs_and_steps_are_refused() -> None:
-    new_run("a", GPT.from_dict(SMALL))
+    new_run("a", GPT(**SMALL))
     for arguments, message in ((["--run", "b"], "no run 'b'"),
                                (["--run", "a", "--step", "7"], "no checkpoint at step 7")):
         with pytest.raises(UserError, match=message):
@@ -238,13 +258,26 @@ def test_other_runs_and_steps_are_refused() -> None:
 
 
 def test_the_weights_go_out_unchanged() -> None:
-    """Against a reading of the file that knows nothing of the table."""
-    from safetensors.numpy import load_file
-
-    spec = GPT.from_dict(OURS["gpt2"])
-    weights = lively_weights(spec, 0)
-    found = load_file(exported(new_run("a", spec, BYTES), "out") / "model.safetensors")
+    """Against a reading of the files that knows nothing of the table."""
+    weights, found = lively_weights(OURS["gpt2"], 0), tensors("gpt2")
     q, k, v = (weights[f"layers.1.mixer.{name}_proj.weight"] for name in "qkv")
     assert np.array_equal(found["h.1.attn.c_attn.weight"], np.hstack([q.T, k.T, v.T]))
     assert np.array_equal(found["h.0.mlp.c_fc.bias"], weights["layers.0.mlp.up_proj.bias"])
     assert found.keys().isdisjoint({"lm_head.weight"}) and len(found) == 2 + 2 * 12 + 2
+    weights, found = lively_weights(OURS["mixtral"], 0), tensors("mixtral")
+    for ours, theirs in (("gate", "w1"), ("down", "w2"), ("up", "w3")):
+        stack = weights[f"layers.1.mlp.experts.{ours}_proj"]
+        for e in range(6):
+            name = f"model.layers.1.block_sparse_moe.experts.{e}.{theirs}.weight"
+            assert np.array_equal(found[name], stack[e])
+    assert len(found) == 3 + 2 * (7 + 3 * 6)
+    weights, found = lively_weights(OURS["deepseek-v2-tied"], 0), tensors("deepseek-v2-tied")
+    assert np.array_equal(found["lm_head.weight"], weights["embed.weight"])
+    assert np.array_equal(found["model.layers.0.self_attn.kv_a_proj_with_mqa.bias"],
+                          weights["layers.0.mixer.kv_a_proj.bias"])
+
+
+def tensors(form: str) -> Arrays:
+    """What is in an exported file."""
+    folder = exported(new_run(form, OURS[form]), f"out-{form}")
+    return load_file(folder / "model.safetensors")

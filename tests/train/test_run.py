@@ -9,7 +9,8 @@ import pytest
 
 from specs import architectures, init_weights, spec_type
 from specs.backend import BACKENDS
-from tests.train.running import TINY, call, save, start, train
+from specs.errors import UserError
+from tests.train.running import TINY, call, resume, save, start, train
 from train import checkpoint, metrics
 from train.rundir import RunDir
 
@@ -44,6 +45,22 @@ def test_both_backends_see_the_same_run(arch: str) -> None:
             for backend in BACKENDS]
     a, b = ([row["loss"] for row in metrics.read(run.metrics) if "loss" in row] for run in runs)
     assert a == pytest.approx(b, rel=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_attention_is_chosen_and_chosen_again(backend: str) -> None:
+    losses = []
+    for form in ("sdpa", "plain", "chunked"):
+        run = train("--arch", "gpt", "--attention", form, "--steps", "4", backend=backend,
+                    name=form)
+        assert resume(form, backend, "--steps", "6", "--attention", "sdpa") == 0
+        assert run.settings.attention == "sdpa"
+        losses.append([row["loss"] for row in metrics.read(run.metrics) if "loss" in row])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert losses[2] == pytest.approx(losses[0], rel=1e-5)
+    with pytest.raises(UserError, match="bdh has no softmax attention: leave --attention out"):
+        train("--attention", "plain", backend=backend, name="none")
+    assert not Path("runs/none").exists()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

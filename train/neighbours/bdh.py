@@ -26,10 +26,11 @@ def to_upstream(spec: Any, weights: Arrays, to: str) -> Folder:
     if spec.window is not None:
         raise UserError(f"window = {spec.window} cannot be exported: in mlx_lm, bdh keeps a state "
                         "that forgets no token")
-    return Folder(FORM.write_config(spec.to_dict()), FORM.write_tensors(spec, weights), MODEL_FILE)
+    return Folder(FORM.write_config(spec.to_dict()), FORM.write_tensors(spec.params(), weights),
+                  MODEL_FILE)
 
 
 def from_upstream(folder: Folder) -> tuple[Spec, Arrays]:
     """See `train.neighbours`."""
     spec = FORM.read_spec(KIND, folder.config)
-    return spec, FORM.read_tensors(spec, folder.tensors)
+    return spec, FORM.read_tensors(spec.params(), folder.tensors)

@@ -7,7 +7,7 @@ What only training knows, dropout, may be lost.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ LLAMA_KEYS = {
     "mlp": Key(("hidden_act",), "silu", {"swiglu": ("silu", "swish")}),
     "tie_embeddings": Key(("tie_word_embeddings",), False),
 }
+LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 8192}  # and a factor: see specs/gpt.py
 LLAMA_NAMES = {"embed": "embed_tokens", "mixer_norm": "input_layernorm", "mixer": "self_attn",
                "mlp_norm": "post_attention_layernorm"}
 
@@ -105,27 +107,24 @@ def to_upstream(spec: Any, weights: Arrays, to: str) -> Folder:
     config = form.write_config(resolved(spec))
     if form is QWEN3:
         config |= {"use_sliding_window": spec.window is not None, "max_window_layers": 0}
+    if spec.rope_factor is not None:
+        config["rope_scaling"] = {**LLAMA3, "factor": spec.rope_factor}
     require_same(function(spec), function(read_spec(form, config)), form.title)
     model_file = None
     if to == "mlx-lm":
         less = spec.replace(**MLX_LM.get(form.model_type, {}))
         require_same(function(spec), function(less), f"{form.model_type} of mlx_lm")
         model_file = None if spec.window is None else MISTRAL_FILE
-    return Folder(config, form.write_tensors(spec, weights), model_file)
+    return Folder(config, form.write_tensors(spec.params(), weights), model_file)
 
 
 def from_upstream(folder: Folder) -> tuple[Spec, Arrays]:
     """See `train.neighbours`."""
     form = FORMS[folder.config["model_type"]]
     spec = read_spec(form, folder.config)
-    tensors = {form.prefixed(name): tensor for name, tensor in folder.tensors.items()
+    tensors = {name: tensor for name, tensor in folder.tensors.items()
                if not BUFFERS.search(name)}
-    if spec.tie_embeddings:  # files of old repeat it
-        head = tensors.pop("lm_head.weight", None)
-        embed = tensors.get(form.prefixed(form.names["embed"] + ".weight"))
-        if head is not None and embed is not None and not np.array_equal(head, embed):
-            raise UserError("tie_word_embeddings = true, yet lm_head.weight is not the embedding")
-    return spec, form.read_tensors(spec, tensors)
+    return spec, form.read_tensors(spec.params(), tensors)
 
 
 def resolved(spec: Any) -> dict[str, Any]:
@@ -136,7 +135,7 @@ def resolved(spec: Any) -> dict[str, Any]:
 
 def function(spec: Any) -> dict[str, Any]:
     """The fields that the logits depend on."""
-    unused = {"dropout"} if spec.pos == "rope" else {"dropout", "rope_theta"}
+    unused = {"dropout"} if spec.pos == "rope" else {"dropout", "rope_theta", "rope_factor"}
     return {name: value for name, value in resolved(spec).items() if name not in unused}
 
 
@@ -144,23 +143,35 @@ def read_spec(form: Form, config: Mapping[str, Any]) -> Any:
     if form is GPT2:
         return form.read_spec(spec_type("gpt"), config)
     spec: Any = form.read_spec(
-        spec_type("gpt"), {**config, "rope_theta": rope_theta(config)})
+        spec_type("gpt"), {**config, "rope_theta": rope_theta(form, config, (LLAMA3,))})
+    spec = spec.replace(rope_factor=next((rope["factor"] for rope in ropes(config)
+                                          if rope.get("rope_type") == "llama3"), None))
     return spec.replace(window=qwen3_window(spec, config)) if form is QWEN3 else spec
 
 
-def rope_theta(config: Mapping[str, Any]) -> Any:
-    """Transformers 5 has it in `rope_parameters`, which was `rope_scaling`. Raises `UserError`
-    for any scaling."""
-    theta = config.get("rope_theta", LLAMA_KEYS["rope_theta"].default)
-    for name in ("rope_scaling", "rope_parameters"):
-        rope = config.get(name) or {}
+def ropes(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What says how positions are scaled: transformers 5 has it in `rope_parameters`, which was
+    `rope_scaling`."""
+    found = {name: config.get(name) or {} for name in ("rope_scaling", "rope_parameters")}
+    for name, rope in found.items():
         if not isinstance(rope, dict):
             raise UserError(f"{name} = {rope!r} must be an object")
+    return list(found.values())
+
+
+def rope_theta(form: Form, config: Mapping[str, Any],
+               known: Sequence[Mapping[str, Any]] = ()) -> Any:
+    """The base of the angles. Raises `UserError` for any scaling but that by one and those
+    `known`, whatever their factor."""
+    theta = config.get("rope_theta", form.keys["rope_theta"].default)
+    for rope in ropes(config):
         kind = rope.get("rope_type", rope.get("type", "default"))
+        scaled = kind != "default" and (kind, rope.get("factor")) != ("linear", 1) and not any(
+            scaling.items() <= rope.items() and "factor" in rope for scaling in known)
         share = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1))
-        if kind != "default" or share not in (1, None):
-            raise UserError(f"{name} = {rope!r}: positions that are scaled or rotate in part are "
-                            "nothing that our architecture has")
+        if scaled or share not in (1, None):
+            raise UserError(f"rope {rope!r}: positions that are scaled like this or rotate in "
+                            "part are nothing that our architecture has")
         theta = rope.get("rope_theta", theta)
     return theta
 

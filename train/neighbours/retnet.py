@@ -21,10 +21,11 @@ def to_upstream(spec: Spec, weights: Arrays, to: str) -> Folder:
     """See `train.neighbours`."""
     if to != "mlx-lm":
         raise UserError("transformers has no retnet: export it --to mlx-lm")
-    return Folder(FORM.write_config(spec.to_dict()), FORM.write_tensors(spec, weights), MODEL_FILE)
+    tensors = FORM.write_tensors(spec.params(), weights)
+    return Folder(FORM.write_config(spec.to_dict()), tensors, MODEL_FILE)
 
 
 def from_upstream(folder: Folder) -> tuple[Spec, Arrays]:
     """See `train.neighbours`."""
     spec = FORM.read_spec(KIND, folder.config)
-    return spec, FORM.read_tensors(spec, folder.tensors)
+    return spec, FORM.read_tensors(spec.params(), folder.tensors)

@@ -6,7 +6,7 @@ came back as another is named.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from specs import Param, Spec, UserError
 from specs.backend import Arrays
 
 REQUIRED = object()
+HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,9 @@ class Form:
     `keys`: of our fields; `fixed`: fields that it has no key for, and what they are there;
     `demands`: keys that must be so (or missing), since our architecture has nothing else;
     `writes`: keys that are written and mean nothing to us. `names`: its words for the parts of
-    a parameter's name; `prefix`: what all names but the head's begin with, as we write them, and
-    `other_prefix`, as others may. Parameters of ours that get one name are one tensor there, one
-    below the other; `transposed`: matrices lie as (in, out), as in its Conv1D.
+    a parameter's name, or for a whole name; `prefix`: what all names but the head's begin with, as
+    we write them, and `other_prefix`, as others may. Parameters of ours that get one name are one
+    tensor there, one below the other; `transposed`: matrices lie as (in, out), as in its Conv1D.
     """
 
     model_type: str
@@ -96,11 +97,12 @@ class Form:
             config |= key.write(fields[ours])
         return config
 
-    def tensors(self, spec: Spec) -> dict[str, list[Param]]:
+    def tensors(self, table: Iterable[Param]) -> dict[str, list[Param]]:
         """{upstream's name: the parameters that it holds}, in the order of the table."""
         found: dict[str, list[Param]] = {}
-        for param in spec.params():
-            name = ".".join(self.names.get(part, part) for part in param.name.split("."))
+        for param in table:
+            parts = ".".join(self.names.get(part, part) for part in param.name.split("."))
+            name = self.names.get(param.name, parts)
             found.setdefault(self.prefixed(name), []).append(param)
         return found
 
@@ -112,16 +114,19 @@ class Form:
         """To upstream's orientation of a matrix, and back."""
         return array.T if self.transposed and params[0].group == "hidden" else array
 
-    def write_tensors(self, spec: Spec, weights: Arrays) -> Arrays:
+    def write_tensors(self, table: Iterable[Param], weights: Arrays) -> Arrays:
         return {name: self.turned(np.concatenate([weights[p.name] for p in params]), params)
-                for name, params in self.tensors(spec).items()}
+                for name, params in self.tensors(table).items()}
 
-    def read_tensors(self, spec: Spec, tensors: Arrays) -> Arrays:
-        """The weights of `spec` in float32, from tensors with `prefixed` names. Raises `UserError`
-        that names the first which is missing, unknown, of another shape, or no float."""
-        left = dict(tensors)
+    def read_tensors(self, table: Sequence[Param], tensors: Arrays) -> Arrays:
+        """The weights of `table` in float32. Raises `UserError` that names the first tensor which
+        is missing, unknown, of another shape, or no float."""
+        left = {self.prefixed(name): tensor for name, tensor in tensors.items()}
+        wanted = self.tensors(table)
+        if HEAD not in wanted:
+            self.drop_tied_head(left)
         weights: Arrays = {}
-        for name, params in self.tensors(spec).items():
+        for name, params in wanted.items():
             if name not in left:
                 raise UserError(f"the tensors do not fit config.json: {name!r} is missing")
             tensor = self.turned(left.pop(name), params)
@@ -138,7 +143,18 @@ class Form:
             weights |= {param.name: part for param, part in zip(params, parts, strict=True)}
         if left:
             raise UserError(f"the tensors do not fit config.json: {min(left)!r} is unknown")
-        return {param.name: weights[param.name] for param in spec.params()}
+        return {param.name: weights[param.name] for param in table}
+
+    def drop_tied_head(self, tensors: Arrays) -> None:
+        """Forget a head that repeats the embedding. Raises `UserError` if it is another matrix."""
+        head = tensors.pop(HEAD, None)
+        embed = tensors.get(self.embedding)
+        if head is not None and embed is not None and not np.array_equal(head, embed):
+            raise UserError(f"tie_word_embeddings = true, yet {HEAD} is not the embedding")
+
+    @property
+    def embedding(self) -> str:
+        return self.prefixed(f"{self.names.get('embed', 'embed')}.weight")
 
 
 def require_same(wanted: Mapping[str, Any], said: Mapping[str, Any], title: str) -> None:
