@@ -101,6 +101,14 @@ class KeyCache(PromptCache):
         self.offset += r.shape[2]
         return attention.quadratic(r, self.r.append(r), self.x.append(x))
 
+    def arrays(self):
+        return {"r": self.r.held(), "x": self.x.held()} if self.offset else {}
+
+    def load(self, arrays, offset, dtype):
+        self.offset = offset
+        for name, rows in arrays.items():
+            getattr(self, name).load(rows.astype(dtype), offset - rows.shape[-2])
+
     @property
     def nbytes(self):
         return self.r.nbytes + self.x.nbytes
@@ -131,6 +139,15 @@ class StateCache:
             return y
         y = attention.quadratic(r, self.r.append(r), self.x.append(x))
         return y if self.state is None else y + attention.read(r, self.state)
+
+    def arrays(self):
+        rows = {"r": self.r.held(), "x": self.x.held()} if self.r.length else {}
+        return rows if self.state is None else {**rows, "state": self.state}
+
+    def load(self, arrays, offset, dtype):
+        self.offset, self.state = offset, arrays.get("state")
+        for name in ("r", "x") if "r" in arrays else ():
+            getattr(self, name).load(arrays[name].astype(dtype))
 
     @property
     def nbytes(self):

@@ -29,6 +29,11 @@ def small_tiles(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TOKENS", 2 * BLOCK)
 
 
+def cut_into(span: int, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{backend.name}_models.bdh_fast.spans", lambda T, C, window: [
+        slice(t, min(t + span, T)) for t in range(0, T, span)])
+
+
 def windows(spec: Spec, T: int, seed: int = 0) -> Batch:
     data = np.random.default_rng(seed).integers(0, spec.vocab_size, (3, T + 1)).astype(np.int32)
     return Batch(data[:, :-1], data[:, 1:], KEYS)
@@ -67,8 +72,10 @@ def test_to_the_last_digit(backend: Backend, tiny: Spec, fields: dict, T: int) -
         assert error(tiled[name], wanted) < 16 * 2**-53, name
 
 
+@pytest.mark.parametrize("span", [SPAN, 21])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_is_as_good_as_plain(backend: Backend, tiny: Spec, dtype: Dtype) -> None:
+def test_half_precision_is_as_good_as_plain(backend: Backend, tiny: Spec, dtype: Dtype, span: int,
+                                            monkeypatch: pytest.MonkeyPatch) -> None:
     """The gradients as they are trained on, with the loss scaled in float16.
 
     In one layer no ReLU that rounding flips touches the gradients of decoder and lm_head: there the
@@ -77,6 +84,7 @@ def test_half_precision_is_as_good_as_plain(backend: Backend, tiny: Spec, dtype:
     compared in float32 and float64.
     """
     spec = tiny.replace(n_layer=1, dropout=0.2, score_scale="sqrt")
+    cut_into(span, backend, monkeypatch)
 
     def trained(dtype: Dtype, recompute: bool, seed: int) -> Arrays:
         model = backend.build(spec, init_weights(spec, seed), dtype, recompute)
@@ -104,10 +112,8 @@ def test_spans_are_the_plain_form(backend: Backend, tiny: Spec, fields: dict, T:
     """Several spans, and several rows to a tile."""
     if backend.name == "mlx" and dtype == "float64":
         pytest.skip("MLX computes exp and friends in float32")
-    module = importlib.import_module(f"{backend.name}_models.bdh_fast")
-    monkeypatch.setattr(module, "TOKENS", 2 * T)
-    monkeypatch.setattr(module, "spans", lambda T, C, window: [
-        slice(t, min(t + SPAN, T)) for t in range(0, T, SPAN)])
+    cut_into(SPAN, backend, monkeypatch)
+    monkeypatch.setattr(f"{backend.name}_models.bdh_fast.TOKENS", 2 * T)
     plain, tiled = both(backend, tiny.replace(**fields), T, dtype)
     for name, wanted in plain.items():
         assert error(tiled[name], wanted) < 16 * eps, name
