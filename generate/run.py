@@ -6,13 +6,16 @@ import argparse
 import sys
 from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
 
 from rich.console import Console
 
+from generate.memory import Memory, digest, read_memory, write_memory
 from generate.sampling import Sampler
 from generate.text import Piece, Speed, write
 from specs.backend import BACKENDS, load_backend
-from specs.errors import main_exit
+from specs.base import Spec
+from specs.errors import UserError, main_exit
 from train.rundir import RunDir
 
 EXAMPLES = """examples:
@@ -20,6 +23,8 @@ EXAMPLES = """examples:
   python generate/run.py --run bdh-demo --prompt "def " "class " --temperature 0   several at once
   python generate/run.py --run bdh-demo --backend torch --seed 7      the same text on both backends
   python generate/run.py --run bdh-demo --prompt "Q: why?" --stop $'\\n\\n' > answer.txt
+  python generate/run.py --run bdh-demo --prompt "$(cat long.txt)" --save-state long.state
+  python generate/run.py --run bdh-demo --load-state long.state --prompt " And then"
 
 The prompts and what follows them go to stdout, remarks to stderr.
 """
@@ -39,6 +44,10 @@ def parser() -> argparse.ArgumentParser:
     add("--max-tokens", type=int, default=200, metavar="N", help="length of each text (200)")
     add("--stop", nargs="+", action="extend", default=[], metavar="TEXT",
         help="end a text before any of these")
+    add("--save-state", type=Path, metavar="FILE",
+        help="keep what the model remembers of the text, for either backend to go on")
+    add("--load-state", type=Path, metavar="FILE",
+        help="go on with the text that FILE was saved after, without reading it again")
 
     group = parser.add_argument_group("sampling")
     add = group.add_argument
@@ -77,15 +86,37 @@ def main() -> int:
     if args.state != "auto":
         spec.check_decode_kind(args.state)
     backend = load_backend(args.backend, args.device)
-    model = backend.build(spec, run.weights(args.step), args.dtype)
+    weights = run.weights(args.step)
+    memory, identity = None, ""
+    if args.save_state or args.load_state:
+        identity = digest(spec, weights)
+        memory = remembered(args, spec, identity)
+    model = backend.build(spec, weights, args.dtype)
     prompts, speed = args.prompt or [""], Speed()
     pieces = write(backend, model, tokenizer, prompts, sampler, args.max_tokens, args.stop,
-                   args.state, speed, spec.max_length)
+                   args.state, speed, spec.max_length, memory)
 
     remarks = Console(stderr=True, style="dim", highlight=False, soft_wrap=True)
     finished = show(prompts, pieces)
     remarks.print(f"{run.name} on {backend.name} ({backend.device}, {args.dtype}): {speed}")
+    if memory and finished and args.save_state:
+        write_memory(args.save_state, memory, identity)
+        remarks.print(f"{args.save_state}: {memory.read:,} tokens of this text are remembered")
     return 0 if finished else 130
+
+
+def remembered(args: argparse.Namespace, spec: Spec, identity: str) -> Memory:
+    """The memory that is given; else one that holds nothing, and will not grow with the text
+    where the architecture has such a state. Raises `UserError` for a file that cannot be used."""
+    if args.save_state and not args.save_state.resolve().parent.is_dir():
+        raise UserError(f"--save-state {args.save_state} must be a file in a folder that is there")
+    if not args.load_state:
+        return Memory(spec.decode_kinds[-1] if args.state == "auto" else args.state)
+    memory = read_memory(args.load_state, identity)
+    if args.state not in ("auto", memory.kind):
+        raise UserError(f"--state {args.state}: {args.load_state} holds the state {memory.kind!r}; "
+                        "leave --state out")
+    return memory
 
 
 def show(prompts: list[str], pieces: Iterator[Piece]) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from generate.memory import Memory
 from generate.sampling import Sampler
 from specs.backend import Backend, Decoder, Model
 from specs.errors import UserError
@@ -54,29 +55,38 @@ class Speed:
 
 def write(backend: Backend, model: Model, tokenizer: Tokenizer, prompts: Sequence[str],
           sampler: Sampler, max_tokens: int = 200, stop: Sequence[str] = (), state: str = "auto",
-          speed: Speed | None = None, max_length: int | None = None) -> Iterator[Piece]:
+          speed: Speed | None = None, max_length: int | None = None,
+          memory: Memory | None = None) -> Iterator[Piece]:
     """Continue all prompts at once, each with the text that it would have had alone.
 
     A text ends before the first of the `stop` strings, after `max_tokens` tokens, or where it
     and its prompt have `max_length`, the spec's. An empty prompt stands for a line break, which
-    is not part of the text. `state` is the decoder's. Raises `UserError` for a prompt without
-    tokens or as long as the model can read, an empty stop string, fewer than one token.
+    is not part of the text. `state` is the decoder's. With a `memory` there is one prompt, which
+    goes on what the memory holds, and in the end it holds that too; its kind is the decoder's.
+    Raises `UserError` for a prompt without tokens or as long as the model can read, an empty stop
+    string, fewer than one token, several prompts beside a memory.
     """
     if max_tokens < 1:
         raise UserError(f"--max-tokens {max_tokens} must be at least 1")
     if not all(stop):
         raise UserError("--stop '' would end every text before it begins: give some text")
-    rows = [_Row(number, tokenizer, prompt or START, max_tokens, stop, max_length)
+    if memory is not None and len(prompts) > 1:
+        raise UserError(f"a memory is of one text, not of {len(prompts)}: give one --prompt")
+    before = memory or Memory(state)
+    start = "" if before.state else START
+    rows = [_Row(number, tokenizer, prompt or start, max_tokens, stop, max_length, before.tokens)
             for number, prompt in enumerate(prompts)]
-    decoder = backend.decoder(model, len(rows), max(len(row.ids) for row in rows), state)
-    return _grow(rows, decoder, sampler, tokenizer.vocab_size, speed or Speed())
+    decoder = backend.decoder(model, len(rows), max(len(row.ids) for row in rows), before.kind)
+    if before.state:
+        decoder.load_state(before.state)
+    return _grow(rows, decoder, sampler, tokenizer.vocab_size, speed or Speed(), memory)
 
 
 def _grow(rows: list[_Row], decoder: Decoder, sampler: Sampler, vocab_size: int,
-          speed: Speed) -> Iterator[Piece]:
-    position = 0
+          speed: Speed, memory: Memory | None) -> Iterator[Piece]:
+    position, first, text = memory.read if memory else 0, True, rows[0]
     while rows:
-        began, first = time.perf_counter(), position == 0
+        began = time.perf_counter()
         end = min(row.length for row in rows)
         tokens = np.stack([row.ids[position:end] for row in rows])
         logits = decoder.prefill(tokens)[:, -1, :vocab_size]
@@ -89,19 +99,21 @@ def _grow(rows: list[_Row], decoder: Decoder, sampler: Sampler, vocab_size: int,
         rows = [rows[i] for i in unfinished]
         seconds = time.perf_counter() - began
         if first:
-            speed.prefill_tokens, speed.prefill_seconds = tokens.size, seconds
+            speed.prefill_tokens, speed.prefill_seconds, first = tokens.size, seconds, False
         else:
             speed.decode_tokens += len(pieces)
             speed.decode_seconds += seconds
+        if memory and not rows:
+            memory.tokens, memory.state = text.ids[: text.length], decoder.state()
         yield from pieces
 
 
 class _Row:
-    """One text: the prompt's tokens, then the sampled ones."""
+    """One text: the tokens before it and the prompt's, then the sampled ones."""
 
     def __init__(self, number: int, tokenizer: Tokenizer, prompt: str, max_tokens: int,
-                 stop: Sequence[str], max_length: int | None) -> None:
-        read = tokenizer.encode(prompt)
+                 stop: Sequence[str], max_length: int | None, before: np.ndarray) -> None:
+        read = np.concatenate([before, tokenizer.encode(prompt)])
         if not len(read):
             raise UserError(f"the prompt {prompt!r} has no token in this run's tokenizer: give "
                             "another one")

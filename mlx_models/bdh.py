@@ -12,8 +12,7 @@ from mlx_models.bdh_fast import in_tiles
 from mlx_models.cache import Rows
 from mlx_models.for_mlx_lm.caches import PromptCache
 from mlx_models.layers import PairRotary, begin, dropout, fold, recompute, upcast
-
-CHUNK = 256  # tokens; a longer chunk costs more scores, a shorter one more reads of the state
+from specs.bdh import CHUNK
 
 
 def quadratic_wins(T, C):
@@ -102,6 +101,14 @@ class KeyCache(PromptCache):
         self.offset += r.shape[2]
         return attention.quadratic(r, self.r.append(r), self.x.append(x))
 
+    def arrays(self):
+        return {"r": self.r.held(), "x": self.x.held()} if self.offset else {}
+
+    def load(self, arrays, offset, dtype):
+        self.offset = offset
+        for name, rows in arrays.items():
+            getattr(self, name).load(rows.astype(dtype), offset - rows.shape[-2])
+
     @property
     def nbytes(self):
         return self.r.nbytes + self.x.nbytes
@@ -132,6 +139,15 @@ class StateCache:
             return y
         y = attention.quadratic(r, self.r.append(r), self.x.append(x))
         return y if self.state is None else y + attention.read(r, self.state)
+
+    def arrays(self):
+        rows = {"r": self.r.held(), "x": self.x.held()} if self.r.length else {}
+        return rows if self.state is None else {**rows, "state": self.state}
+
+    def load(self, arrays, offset, dtype):
+        self.offset, self.state = offset, arrays.get("state")
+        for name in ("r", "x") if "r" in arrays else ():
+            getattr(self, name).load(arrays[name].astype(dtype))
 
     @property
     def nbytes(self):
@@ -189,7 +205,7 @@ class Model(nn.Module):
     def __call__(self, tokens, cache=None, key=None):
         cos, sin = self.rotary(cache[0].offset if cache else 0, tokens.shape[1])
         x = self.embed_norm(self.embed(tokens))
-        if self.recompute and cache is None and quadratic_wins(*x.shape[1:]):
+        if self.recompute and cache is None:
             x = in_tiles(self, x, cos, sin, key)
         else:
             x = self.plain(x, cos, sin, cache, key)

@@ -51,6 +51,10 @@ class Rows:
         rows, self.length = self.buffer[..., : self.length, :], 0
         return rows
 
+    def load(self, rows, dropped=0):
+        """Hold these rows (..., S, N), between whose first and last so many were dropped."""
+        self.buffer, self.length, self.dropped = rows, rows.shape[-2], dropped
+
     @property
     def needed(self):
         return self.length if self.keep is None else min(self.length, self.first + self.keep)
@@ -101,6 +105,16 @@ class KeyValueCache(PromptKeyValueCache):
             seen = seen & ((s > t - self.window) | (s < self.sinks))
         return seen
 
+    def arrays(self):
+        """What is held, by name."""
+        return {"k": self.k.held(), "v": self.v.held()} if self.offset else {}
+
+    def load(self, arrays, offset, dtype):
+        """Hold in `dtype` what `arrays` gave after `offset` tokens."""
+        self.offset = offset
+        for name, rows in arrays.items():
+            getattr(self, name).load(rows.astype(dtype), offset - rows.shape[-2])
+
     @property
     def nbytes(self):
         return self.k.nbytes + self.v.nbytes
@@ -125,6 +139,14 @@ class ConstantCache(PromptCache):
     def put(self, T, **arrays):
         """These in the place of those of the same names, T tokens later."""
         self.held, self.offset = {**self.held, **arrays}, self.offset + T
+
+    def arrays(self):
+        """What is held, by name."""
+        return self.held
+
+    def load(self, arrays, offset, dtype):
+        """Hold what `arrays` gave after `offset` tokens, in at least float32 whatever `dtype`."""
+        self.held, self.offset = arrays, offset
 
     @property
     def nbytes(self):

@@ -35,5 +35,20 @@ class Decoder:
         index = mx.array(list(rows))
         return Decoder(self.model, [cache.take(index) for cache in self.cache])
 
+    def state(self):
+        held = {f"{i}.{name}": array for i, cache in enumerate(self.cache)
+                for name, array in cache.arrays().items()}
+        halves = mx.bfloat16  # which numpy lacks
+        arrays = {name: np.array(array.astype(mx.float32) if array.dtype == halves else array)
+                  for name, array in held.items()}
+        return {"offset": np.array(self.offset), **arrays}
+
+    def load_state(self, state):
+        offset = int(state["offset"])
+        for i, cache in enumerate(self.cache):
+            arrays = {name.removeprefix(f"{i}."): mx.array(array.astype(np.float32))
+                      for name, array in state.items() if name.startswith(f"{i}.")}
+            cache.load(arrays, offset, self.model.dtype)
+
     def state_bytes(self):
         return sum(cache.nbytes for cache in self.cache)

@@ -129,6 +129,13 @@ class Decoder(Protocol):
     def state_bytes(self) -> int:
         """Bytes of what is held for all sequences, spare room left out."""
 
+    def state(self) -> Arrays:
+        """What is held, by neutral names: "offset", and "LAYER.NAME"."""
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on where a decoder of the same model and kind stood, on either panel and in any
+        dtype, when it gave `state`."""
+
 
 class Backend(Protocol):
     """One panel on one device."""

@@ -30,6 +30,7 @@ from specs.base import Param
 from specs.init import normal
 
 ROPE_THETA = 2.0**16
+CHUNK = 256  # tokens; a longer chunk costs more scores, a shorter one more reads of the state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,10 +103,14 @@ class Spec(base.Spec):
         )
 
     def flops_per_token(self, T: int) -> float:
-        """Three products with the weights; the unmasked half of r rᵀ and of A x."""
+        """Three products with the weights; the unmasked half of r rᵀ and of A x, or that of a
+        chunk and the state, read and written, where this is less."""
         C, inner = self.n_embd, self.n_head * self.d_state
-        seen = min(T, self.window or T) / 2
-        attention = seen * 2 * (inner + self.n_head * C)
+        pair = 2 * (inner + self.n_head * C)
+        most = min(T, self.window or T) - 1  # earlier tokens that one sees; itself for a half
+        attention = ((most + 1) * most / 2 + (T - most - 1) * most + T / 2) / T * pair
+        if self.window is None:
+            attention = min(attention, CHUNK / 2 * pair + 4 * inner * C)
         return self.n_layer * (6 * C * inner + attention) + 2 * C * self.vocab_size
 
     def decode_state_bytes(self, T: int, kind: str = "auto") -> int:

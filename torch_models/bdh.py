@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from specs.bdh import CHUNK
 from torch_models.bdh_fast import in_tiles
 from torch_models.cache import Rows
 from torch_models.layers import PairRotary, dropout, fold, recompute, upcast
-
-CHUNK = 256  # tokens; a longer chunk costs more scores, a shorter one more reads of the state
 
 
 def quadratic_wins(T, C):
@@ -102,6 +101,14 @@ class KeyCache:
         self.offset += r.shape[2]
         return attention.quadratic(r, self.r.append(r), self.x.append(x))
 
+    def arrays(self):
+        return {"r": self.r.held(), "x": self.x.held()} if self.offset else {}
+
+    def load(self, arrays, offset, dtype):
+        self.offset = offset
+        for name, rows in arrays.items():
+            getattr(self, name).load(rows.to(dtype), offset - rows.shape[-2])
+
     @property
     def nbytes(self):
         return self.r.nbytes + self.x.nbytes
@@ -132,6 +139,15 @@ class StateCache:
             return y
         y = attention.quadratic(r, self.r.append(r), self.x.append(x))
         return y if self.state is None else y + attention.read(r, self.state)
+
+    def arrays(self):
+        rows = {"r": self.r.held(), "x": self.x.held()} if self.r.length else {}
+        return rows if self.state is None else {**rows, "state": self.state}
+
+    def load(self, arrays, offset, dtype):
+        self.offset, self.state = offset, arrays.get("state")
+        for name in ("r", "x") if "r" in arrays else ():
+            getattr(self, name).load(arrays[name].to(dtype))
 
     @property
     def nbytes(self):
@@ -189,7 +205,7 @@ class Model(nn.Module):
     def forward(self, tokens, cache=None, key=None):
         cos, sin = self.rotary(cache[0].offset if cache else 0, tokens.shape[1])
         x = self.embed_norm(self.embed(tokens))
-        if self.recompute and cache is None and quadratic_wins(*x.shape[1:]):
+        if self.recompute and cache is None:
             x = in_tiles(self, x, cos, sin, key)
         else:
             x = self.plain(x, cos, sin, cache, key)

@@ -37,5 +37,23 @@ class Decoder:
         index = torch.tensor(list(rows), device=self.device)
         return Decoder(self.model, [cache.take(index) for cache in self.cache], self.device)
 
+    def state(self):
+        held = {f"{i}.{name}": array for i, cache in enumerate(self.cache)
+                for name, array in cache.arrays().items()}
+        halves = torch.bfloat16  # which numpy lacks
+        arrays = {name: (array.float() if array.dtype == halves else array).numpy(force=True).copy()
+                  for name, array in held.items()}
+        return {"offset": np.array(self.offset), **arrays}
+
+    @torch.inference_mode()
+    def load_state(self, state):
+        offset = int(state["offset"])
+        least = torch.promote_types(self.model.dtype, torch.float32)
+        for i, cache in enumerate(self.cache):
+            arrays = {name.removeprefix(f"{i}."): torch.tensor(array, dtype=least,
+                                                               device=self.device)
+                      for name, array in state.items() if name.startswith(f"{i}.")}
+            cache.load(arrays, offset, self.model.dtype)
+
     def state_bytes(self):
         return sum(cache.nbytes for cache in self.cache)

@@ -12,7 +12,7 @@ from specs import init_weights
 from specs.backend import Arrays, Backend, Batch, Dtype, OptimizerSettings
 from specs.base import Spec
 
-BLOCK = 8
+BLOCK, SPAN = 8, 12
 LENGTHS = [1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 5]
 FIELDS: list[dict[str, Any]] = [
     {}, {"dropout": 0.3}, {"window": 5}, {"score_scale": "sqrt"},
@@ -27,6 +27,11 @@ def small_tiles(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SLICE", 12)
     monkeypatch.setattr(module, "BLOCK", BLOCK)
     monkeypatch.setattr(module, "TOKENS", 2 * BLOCK)
+
+
+def cut_into(span: int, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{backend.name}_models.bdh_fast.spans", lambda T, C, window: [
+        slice(t, min(t + span, T)) for t in range(0, T, span)])
 
 
 def windows(spec: Spec, T: int, seed: int = 0) -> Batch:
@@ -67,8 +72,10 @@ def test_to_the_last_digit(backend: Backend, tiny: Spec, fields: dict, T: int) -
         assert error(tiled[name], wanted) < 16 * 2**-53, name
 
 
+@pytest.mark.parametrize("span", [SPAN, 21])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_is_as_good_as_plain(backend: Backend, tiny: Spec, dtype: Dtype) -> None:
+def test_half_precision_is_as_good_as_plain(backend: Backend, tiny: Spec, dtype: Dtype, span: int,
+                                            monkeypatch: pytest.MonkeyPatch) -> None:
     """The gradients as they are trained on, with the loss scaled in float16.
 
     In one layer no ReLU that rounding flips touches the gradients of decoder and lm_head: there the
@@ -77,6 +84,7 @@ def test_half_precision_is_as_good_as_plain(backend: Backend, tiny: Spec, dtype:
     compared in float32 and float64.
     """
     spec = tiny.replace(n_layer=1, dropout=0.2, score_scale="sqrt")
+    cut_into(span, backend, monkeypatch)
 
     def trained(dtype: Dtype, recompute: bool, seed: int) -> Arrays:
         model = backend.build(spec, init_weights(spec, seed), dtype, recompute)
@@ -94,9 +102,37 @@ def test_half_precision_is_as_good_as_plain(backend: Backend, tiny: Spec, dtype:
         assert 0.5 < np.exp(np.mean(np.log(found))) < 1.04, name
 
 
-def test_beyond_the_quadratic_form(backend: Backend, tiny: Spec) -> None:
-    """Where the chunkwise form wins, layers are computed again as a whole."""
-    plain, tiled = both(backend, tiny, 2 * tiny.n_embd + 256 + 1)
+@pytest.mark.parametrize("T", [2 * SPAN, 2 * SPAN + 1, 3 * SPAN - 1, 3 * SPAN + 5],
+                         ids=lambda T: f"T{T}")
+@pytest.mark.parametrize("fields", [one for one in FIELDS if "window" not in one], ids=str)
+@pytest.mark.parametrize("dtype, eps", [("float32", 2**-24), ("float64", 2**-53)])
+def test_spans_are_the_plain_form(backend: Backend, tiny: Spec, fields: dict, T: int,
+                                  dtype: Dtype, eps: float,
+                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several spans, and several rows to a tile."""
+    if backend.name == "mlx" and dtype == "float64":
+        pytest.skip("MLX computes exp and friends in float32")
+    cut_into(SPAN, backend, monkeypatch)
+    monkeypatch.setattr(f"{backend.name}_models.bdh_fast.TOKENS", 2 * T)
+    plain, tiled = both(backend, tiny.replace(**fields), T, dtype)
+    for name, wanted in plain.items():
+        assert error(tiled[name], wanted) < 16 * eps, name
+
+
+def test_states_are_read_where_that_is_cheaper(backend: Backend) -> None:
+    """Against a count of multiplications, for a neuron and a token."""
+    spans = importlib.import_module(f"{backend.name}_models.bdh_fast").spans
+    for C, T in [(256, 1450), (256, 1451), (256, 4096), (32, 405), (32, 406), (512, 2645)]:
+        scores, states = 1.5 * T, 1.5 * 256 + 7 * C
+        found = spans(T, C, None)
+        assert len(found) == (1 if scores <= states else -(-T // 256))
+        assert spans(T, C, 9) == [slice(0, T)]  # a state cannot forget
+        assert [t for one in found for t in range(T)[one]] == list(range(T))
+
+
+def test_beyond_one_span(backend: Backend, tiny: Spec) -> None:
+    """At the sizes that are used, against the chunkwise form."""
+    plain, tiled = both(backend, tiny.replace(n_layer=1), 14 * tiny.n_embd // 3 + 256 + 2)
     for name, wanted in plain.items():
         assert error(tiled[name], wanted) < 16 * 2**-24, name
 

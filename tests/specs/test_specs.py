@@ -92,6 +92,9 @@ BAD_FIELDS: list[tuple[str, dict[str, Any], str]] = [
     ("mla", {"qk_rope_head_dim": 0}, "qk_rope_head_dim = 0 must be even and at least 2"),
     ("mla", {"n_kv_head": 2}, "mla has no field 'n_kv_head'"),
     ("mla", {"window": 4}, "mla has no field 'window'"),
+    ("retnet", {"n_embd": 20}, "n_embd = 20 must be a multiple of 2·n_head = 8"),
+    ("retnet", {"v_dim_multiplier": 0}, "v_dim_multiplier = 0 must be at least 1"),
+    ("retnet", {"d_ff": 0}, "d_ff = 0 must be null or at least 1"),
     ("rwkv7", {"head_dim": 1}, "head_dim = 1 must be at least 2"),
     ("rwkv7", {"n_embd": 96}, "n_embd = 96 must be a multiple of head_dim = 64"),
     ("rwkv7", {"d_ff": 0}, "d_ff = 0 must be null or at least 1"),
@@ -125,6 +128,20 @@ def test_bdh_counts_its_flops(C: int, H: int, half: int, T: int) -> None:
         layer += (t + 0.5) * 2 * H * (N + width)  # scores of t earlier tokens (half of itself)
     total = 2 * layer + T * 2 * width * 11
     assert spec.flops_per_token(T) * T == pytest.approx(total)
+
+
+@pytest.mark.parametrize("chunks, window", [(2, None), (9, None), (40, None), (40, 3000)])
+def test_bdh_counts_the_cheaper_form(chunks: int, window: int | None) -> None:
+    """All pairs of tokens, or those of a chunk beside a state, read and written by each token."""
+    spec = spec_type("bdh").preset("25m", window=window)
+    C, H, N, T = 256, 4, 8192, chunks * 256
+    pairs = [min(t, window - 1 if window else t) + 0.5 for t in range(T)]
+    quadratic = sum(pairs) / T * 2 * H * (N + C)
+    state = 128 * 2 * H * (N + C) + 4 * H * N * C
+    least = quadratic if window else min(quadratic, state)
+    assert (least == state) == (chunks > 5 and not window)
+    per_token = 6 * (6 * C * H * N + least) + 2 * C * 256
+    assert spec.flops_per_token(T) == pytest.approx(per_token)
 
 
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 9), st.integers(1, 30),
