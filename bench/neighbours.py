@@ -41,6 +41,7 @@ PROMPT, DECODED = 64, 64  # tokens read before decoding, tokens timed
 FORMS: dict[str, dict[str, Any]] = {
     "gpt": {"vocab_size": 256, "block_size": 1024, "n_layer": 6, "n_embd": 384, "n_head": 6,
             "norm": "rmsnorm", "pos": "rope", "mlp": "swiglu", "d_ff": 1024},
+    "mamba2": {"n_layer": 4},
 }
 
 
