@@ -44,8 +44,9 @@ FORMS: dict[str, Mapping[str, Any]] = {
             "norm": "rmsnorm", "pos": "rope", "mlp": "swiglu", "d_ff": 1024},
     "moe": spec_type("moe").presets["mixtral"],
     "mla": spec_type("mla").presets["deepseek-v2"],
+    "mamba2": {"n_layer": 4},
 }
-BATCHES = {"gpt": 8, "moe": 4, "mla": 4}
+BATCHES = {"gpt": 8, "moe": 4, "mla": 4, "mamba2": 2}
 
 
 def main() -> None:
