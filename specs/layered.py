@@ -56,3 +56,15 @@ class Layered(base.Spec):
         head = self.n_embd * self.vocab_size
         layers = sum(param.size for param in self.params() if param.group not in ("embed", "head"))
         return 4 * (layers + head) + self.decode_state_bytes(T, kind)
+
+
+class Recurrent(Layered):
+    """A spec whose decoding keeps a state of constant size, read and written by each token."""
+
+    @property
+    def decode_kinds(self) -> tuple[str, ...]:
+        return ("recurrent",)
+
+    def decode_traffic(self, T: int, kind: str = "auto") -> int:
+        """All weights, but of the tables that are only looked up in; the state twice."""
+        return super().decode_traffic(T, kind) + self.decode_state_bytes(T, kind)

@@ -30,7 +30,7 @@ import numpy as np
 
 from specs.base import Param, norm
 from specs.init import constant, uniform
-from specs.layered import Layered
+from specs.layered import Recurrent
 
 DT = 1e-3, 0.1  # where initial time steps lie, evenly by their logarithm
 A = 1.0, 16.0  # where initial decay rates −a lie
@@ -47,7 +47,7 @@ def a_log_init(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spec(Layered):
+class Spec(Recurrent):
     """`time_step_limit`: the least and the largest Δ, the latter null for none. `chunk_size`:
     tokens that are read as pairs, which changes the cost alone."""
 
@@ -131,15 +131,7 @@ class Spec(Layered):
         return (2 * matrices + self.n_layer * float(pairs + state)
                 + 2 * self.n_embd * self.vocab_size)
 
-    @property
-    def decode_kinds(self) -> tuple[str, ...]:
-        return ("recurrent",)
-
     def decode_state_bytes(self, T: int, kind: str = "auto") -> int:
         """The same after any number of tokens: S, and the inputs that the convolution needs."""
         inputs = (self.d_conv - 1) * self.conv_width
         return 4 * self.n_layer * (self.inner * self.d_state + inputs)
-
-    def decode_traffic(self, T: int, kind: str = "auto") -> int:
-        """All weights; the state is read and written."""
-        return super().decode_traffic(T, kind) + self.decode_state_bytes(T, kind)

@@ -29,9 +29,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from specs.base import Param, norm
+from specs.base import Param, norm, rotary_angles
 from specs.init import Init, normal, uniform
-from specs.layered import Layered
+from specs.layered import Recurrent
 
 ROPE_BASE = 10000.0
 HEAD_EPS = 1e-24  # only a head of zeros needs it; more would show in float64 behind small keys
@@ -39,7 +39,7 @@ CHUNK = 64  # tokens; a longer chunk costs more scores, a shorter one more state
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spec(Layered):
+class Spec(Recurrent):
     """`d_ff` None: 4·C/3, so that a layer has the paper's 12·C² weights."""
 
     n_head: int = 4
@@ -124,22 +124,14 @@ class Spec(Layered):
         return (2 * matrices + self.n_layer * self.n_head * retention / T
                 + 2 * self.n_embd * self.vocab_size)
 
-    @property
-    def decode_kinds(self) -> tuple[str, ...]:
-        return ("recurrent",)
-
     def decode_state_bytes(self, T: int, kind: str = "auto") -> int:
         """S of each head, however many tokens it stands for."""
         return 4 * self.n_layer * self.n_head * self.key_size * self.value_size
 
-    def decode_traffic(self, T: int, kind: str = "auto") -> int:
-        """All weights, but of the tables that are only looked up in; S is read and written."""
-        return super().decode_traffic(T, kind) + self.decode_state_bytes(T, kind)
-
     def rotary(self, start: int, T: int) -> np.ndarray:
         """Angles at positions start … start+T−1, (T, dk/2) in float64."""
         frequency = ROPE_BASE ** -np.linspace(0, 1, self.key_size // 2)
-        return np.outer(np.arange(start, start + T), frequency)
+        return rotary_angles(frequency, start, T)
 
     def decay(self, n: int, stride: int = 1) -> np.ndarray:
         """γ^(stride·(i − j)) for j ≤ i, else 0: (H, n + 1, n + 1) in float64."""

@@ -32,11 +32,11 @@ import numpy as np
 
 from specs.base import Param
 from specs.init import Init, constant, orthogonal, uniform, values
-from specs.layered import Layered
+from specs.layered import Recurrent
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spec(Layered):
+class Spec(Recurrent):
     """The default is the published form. `None` means: decided from the width."""
 
     head_dim: int = 64
@@ -143,17 +143,9 @@ class Spec(Layered):
         states = self.n_layer * 8 * self.n_embd * self.head_dim
         return 2 * matrices + states + 2 * self.n_embd * self.vocab_size
 
-    @property
-    def decode_kinds(self) -> tuple[str, ...]:
-        return ("recurrent",)
-
     def decode_state_bytes(self, T: int, kind: str = "auto") -> int:
         """S, and the last h of both mixings, in float32."""
         return 4 * self.n_layer * self.n_embd * (self.head_dim + 2)
-
-    def decode_traffic(self, T: int, kind: str = "auto") -> int:
-        """The state is written too."""
-        return super().decode_traffic(T, kind) + self.decode_state_bytes(T, kind)
 
 
 def vector(name: str, start: np.ndarray, lr_scale: float = 1) -> Param:
