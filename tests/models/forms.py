@@ -67,3 +67,16 @@ def logits(backend: Backend, spec: Spec, weights: Arrays, dtype: Dtype = "float3
 def close(a: np.ndarray, b: np.ndarray, ulps: float = 64) -> bool:
     """Equal but for float32 rounding of sums."""
     return bool(np.linalg.norm(a - b) <= ulps * 2**-24 * np.linalg.norm(b))
+
+
+def assert_nothing_later_is_seen(backend: Backend, spec: Spec, dtype: Dtype, data: np.ndarray,
+                                 places: tuple[int, ...]) -> None:
+    """Other tokens from each place on change no logit before it, to the bit, and that one."""
+    model = backend.build(spec, weights_of(spec), dtype)
+    before = backend.logits(model, data)
+    for t in places:
+        changed = data.copy()
+        changed[:, t:] = (data[:, t:] + 1) % spec.vocab_size
+        after = backend.logits(model, changed)
+        np.testing.assert_array_equal(before[:, :t], after[:, :t])
+        assert np.any(before[:, t] != after[:, t])

@@ -14,7 +14,14 @@ import specs.retnet
 from specs import init_weights, spec_type
 from specs.backend import Arrays, Backend, Batch, Dtype
 from specs.base import Spec
-from tests.models.forms import FORMS, close, spec_of, tokens, weights_of
+from tests.models.forms import (
+    FORMS,
+    assert_nothing_later_is_seen,
+    close,
+    spec_of,
+    tokens,
+    weights_of,
+)
 
 RETNET: Any = spec_type("retnet")
 CHUNK = 7
@@ -158,14 +165,8 @@ def test_no_later_token_changes_an_earlier_logit(backend: Backend, form: str,
                                                  dtype: Dtype) -> None:
     spec = spec_of(form)
     assert spec.chunk(60) == CHUNK  # type: ignore[attr-defined]
-    model, data = backend.build(spec, weights_of(spec), dtype), tokens(2, 60)
-    before = backend.logits(model, data)
-    for t in (1, CHUNK - 1, CHUNK, 5 * CHUNK, 59):
-        changed = data.copy()
-        changed[:, t:] = (data[:, t:] + 1) % spec.vocab_size
-        after = backend.logits(model, changed)
-        np.testing.assert_array_equal(before[:, :t], after[:, :t])
-        assert np.any(before[:, t] != after[:, t])
+    assert_nothing_later_is_seen(backend, spec, dtype, tokens(2, 60),
+                                 (1, CHUNK - 1, CHUNK, 5 * CHUNK, 59))
 
 
 @each_form

@@ -64,10 +64,9 @@ def from_upstream(folder: Folder) -> tuple[Spec, Arrays]:
         if folder.config.get(name, size) != size:
             raise UserError(f"{name} = {folder.config[name]!r} does not fit expand = {spec.expand},"
                             f" hidden_size and head_dim, which make it {size}")
-    tensors = {FORM.prefixed(name): tensor for name, tensor in folder.tensors.items()}
     # (channels, 1, taps) in transformers, (channels, taps, 1) in what mlx_lm saves
     tensors = {name: tensor.reshape(len(tensor), -1) if name.endswith(CONV) and tensor.ndim == 3
-               else tensor for name, tensor in tensors.items()}
+               else tensor for name, tensor in folder.tensors.items()}
     return spec, FORM.read_tensors(spec.params(), tensors)
 
 
