@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +19,7 @@ from tests.train.neighbourhood import (
     tokens,
     verdict,
 )
+from tests.train.test_neighbours_out import PROMPT, in_mlx_lm
 from train.files import sha256
 
 pytestmark = [pytest.mark.xdist_group("neighbours"), pytest.mark.usefixtures("here")]
@@ -27,13 +27,6 @@ TINY = spec_type("rwkv7").preset("tiny", vocab_size=256, block_size=64)
 FORMS = {"tiny": {}, "tied": {"tie_embeddings": True, "head_dim": 16, "n_layer": 3},
          "odd": {"n_embd": 35, "head_dim": 7, "d_ff": 33, "norm_eps": 1e-3}}
 OUT = Path("out")
-PROMPT = tokens(1, 9)[0]
-
-
-def in_mlx_lm(folder: Path) -> Any:
-    import mlx_lm
-
-    return mlx_lm.load(str(folder))[0]
 
 
 @pytest.mark.needs("torch")

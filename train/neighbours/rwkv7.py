@@ -58,7 +58,7 @@ def to_upstream(spec: Any, weights: Arrays, to: str) -> Folder:
 def from_upstream(folder: Folder) -> tuple[Spec, Arrays]:
     """See `train.neighbours`."""
     spec = FORM.read_spec(KIND, folder.config)
-    tensors = {FORM.prefixed(name): tensor for name, tensor in folder.tensors.items()}
+    tensors = dict(folder.tensors)
     for name, tensor in tensors.items():
         if FACTOR.search(name) and tensor.ndim == 2:
             tensors[name] = tensor.T
