@@ -1,13 +1,14 @@
-"""Our two panels against transformers and mlx_lm: the same model, trained and decoded.
+"""Our two panels against transformers and mlx_lm: the same model, trained, read and decoded.
 
 python bench/neighbours.py
-python bench/neighbours.py --arch moe
+python bench/neighbours.py --arch mamba2 --seq 512
 python bench/neighbours.py --set n_layer=4 --batch 4
 
 Each contestant runs in a process of its own, in turn, several rounds; medians, and how each stands
 to the neighbour of its framework: "torch" to "transformers", "mlx" to "mlx_lm"; "-compiled" where
 the framework compiles the step. The neighbour loads what `train/export.py` would write. The bound
 is the matrix-product rate (training) and the bandwidth (decoding) measured in the same process.
+Reading is the time to the first token after a prompt of a window's length.
 """
 
 from __future__ import annotations
@@ -45,8 +46,11 @@ FORMS: dict[str, Mapping[str, Any]] = {
     "moe": spec_type("moe").presets["mixtral"],
     "mla": spec_type("mla").presets["deepseek-v2"],
     "mamba2": {"n_layer": 4},
+    "rwkv7": {"n_layer": 4, "n_embd": 256},
 }
-BATCHES = {"gpt": 8, "moe": 4, "mla": 4, "mamba2": 2}
+BATCHES = {"gpt": 8, "moe": 4, "mla": 4, "mamba2": 2, "rwkv7": 2}
+LACKS = {"rwkv7": "transformers"}
+KINDS = "train", "read", "decode"
 
 
 def main() -> None:
@@ -57,8 +61,8 @@ def main() -> None:
     parser.add_argument("--arch", choices=sorted(FORMS), default="gpt")
     parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", dest="fields",
                         help="change the model from the one of the README's figures")
-    parser.add_argument("--who", nargs="+", choices=who, default=who, metavar="NAME",
-                        help=f"of {', '.join(who)} (all)")
+    parser.add_argument("--who", nargs="+", choices=who, metavar="NAME",
+                        help=f"of {', '.join(who)} (all that have the architecture)")
     parser.add_argument("--batch", type=int, help="windows per training step "
                         f"({', '.join(f'{arch} {batch}' for arch, batch in BATCHES.items())})")
     parser.add_argument("--seq", type=int, default=256, help="tokens per window (256)")
@@ -67,6 +71,7 @@ def main() -> None:
     parser.add_argument("--run", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.batch = args.batch or BATCHES[args.arch]
+    args.who = args.who or [name for name in who if name.split("-")[0] != LACKS.get(args.arch)]
     spec = spec_type(args.arch).from_dict(
         {**FORMS[args.arch], **dict(map(parse_field, args.fields))})
     if args.run:
@@ -77,7 +82,7 @@ def main() -> None:
         for name in args.who:
             rows.append({"who": name, **again(name)})
             print(f"{name}: {rows[-1]['train']:.0f} tokens/s in training, "
-                  f"{rows[-1]['decode']:.0f} decoded")
+                  f"{rows[-1]['read']:.0f} read, {rows[-1]['decode']:.0f} decoded")
     show(args, spec, rows)
     RESULTS.mkdir(parents=True, exist_ok=True)
     write_json(RESULTS / f"neighbours-{args.arch}.json",
@@ -86,7 +91,7 @@ def main() -> None:
 
 
 def measure(args: argparse.Namespace, spec: Spec) -> dict[str, float]:
-    """Tokens/s of one contestant's training and decoding, their share of the bound, peak bytes."""
+    """Tokens/s of one contestant in each of `KINDS`, shares of the bound, peak bytes."""
     name, _, compiled = args.run.partition("-")
     panel = next(own for own, other in NEIGHBOURS.items() if name in (own, other))
     backend = load_backend(panel)
@@ -99,14 +104,21 @@ def measure(args: argparse.Namespace, spec: Spec) -> dict[str, float]:
         step(rows[:, :-1], rows[:, 1:])
         seconds.append(time.perf_counter() - start)
     train, peak = rows[:, 1:].size / median(seconds[2:]), process_peak()
+    seconds = []
+    for _ in range(1 + args.steps):
+        start = time.perf_counter()
+        next(decode(rows[:1, :-1]))
+        seconds.append(time.perf_counter() - start)
+    read = args.seq / median(seconds[1:])
     tokens, start = decode(rows[:1, :PROMPT]), 0.0
     for _ in islice(tokens, 8):
         start = time.perf_counter()
     for _ in islice(tokens, DECODED):
         last = time.perf_counter()
     rate = DECODED / (last - start)
-    return {"train": train, "decode": rate, "peak": peak,
-            "train_share": train * 3 * spec.flops_per_token(args.seq) / backend.matmul_rate(),
+    flops = spec.flops_per_token(args.seq) / backend.matmul_rate()
+    return {"train": train, "read": read, "decode": rate, "peak": peak,
+            "train_share": train * 3 * flops, "read_share": read * flops,
             "decode_share": rate * spec.decode_traffic(PROMPT) / backend.bandwidth()}
 
 
@@ -145,10 +157,11 @@ def show(args: argparse.Namespace, spec: Spec, rows: list[dict[str, Any]]) -> No
     """Medians over the rounds, their spread, and the ratio to the neighbour."""
     found: dict[str, dict[str, list[float]]] = {}
     for row in rows:
-        for name in ("train", "decode", "peak", "train_share", "decode_share"):
+        for name in ("peak", *KINDS, *(f"{kind}_share" for kind in KINDS)):
             found.setdefault(row["who"], {}).setdefault(name, []).append(row[name])
-    table = Table("", "training", "of the bound", "times", "peak", "decoding", "of the bound",
-                  "times", box=None, title=f"{args.arch}, {spec.param_count():,} parameters, "
+    table = Table("", "peak", *(title for kind in ("training", "reading", "decoding")
+                                for title in (kind, "of bound", "times")),
+                  box=None, title=f"{args.arch}, {spec.param_count():,} parameters, "
                   f"{args.batch} x {args.seq} tokens; medians (lowest … highest); {chip()}")
     for column in table.columns[1:]:
         column.justify = "right"
@@ -160,12 +173,12 @@ def show(args: argparse.Namespace, spec: Spec, rows: list[dict[str, Any]]) -> No
                   other: dict[str, list[float]] | None = other) -> list[str]:
             rates = each[kind]
             times = f"{median(rates) / median(other[kind]):.2f}" if other else ""
-            return [f"{median(rates):,.0f} ({min(rates):,.0f} … {max(rates):,.0f})",
+            return [f"{median(rates):,.0f} ({min(rates):,.0f}…{max(rates):,.0f})",
                     f"{median(each[kind + '_share']):.0%}", times]
 
         peak = f"{median(each['peak']) / 2**20:,.0f} MiB"
-        table.add_row(name, *cells("train"), peak, *cells("decode"))
-    Console(highlight=False, width=140).print(table)
+        table.add_row(name, peak, *(cell for kind in KINDS for cell in cells(kind)))
+    Console(highlight=False, width=160).print(table)
 
 
 if __name__ == "__main__":
