@@ -18,6 +18,7 @@ from specs import UserError, architectures, main_exit
 from specs.base import did_you_mean
 from train import metrics
 from train.devices import DEVICES, Device
+from train.numerals import short
 from train.optimum import FITS, RESERVE, Plan, batch_tokens, best, largest, peak_lr, sizes
 from train.rundir import RunDir
 
@@ -227,14 +228,6 @@ def command(offer: Offer, args: argparse.Namespace) -> str:
 def counted(tokens: float) -> str:
     """A number of tokens as train/run.py reads it."""
     return f"{tokens / 1e6:.1f}M" if tokens >= 1e7 else f"{tokens:.0f}"
-
-
-def short(number: float) -> str:
-    """1,234,567 as 1.23M."""
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:.3g}"
 
 
 if __name__ == "__main__":

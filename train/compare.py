@@ -67,18 +67,23 @@ def main(arguments: list[str] | None = None) -> int:
 def show(histories: list[History], against: str, smooth: float) -> None:
     """The table and one picture, on the terminal."""
     console = Console(highlight=False)
-    table = Table(*COLUMNS)
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for number, name in enumerate(COLUMNS):
+        table.add_column(name, no_wrap=number == 0, justify="left" if number < 2 else "right")
     for history in histories:
         table.add_row(*map(escape, cells(history, histories, smooth)))
     console.print(table)
     for remark in remarks(histories):
         console.print(remark)
-    keys, unit = measure(histories)
-    curves = [(f"{history.name} {what}", history.curve(key, against))
-              for history in histories for key, what in keys.items()]
-    plots.characters([(name, curve.x.tolist(), (
-        curve if name.endswith("validation") else curve.smoothed(smooth)).y.tolist())
-        for name, curve in curves if len(curve.y)], f"{unit}, against {against}")
+    (training, validation), unit = measure(histories)
+    curves = [(history.name, history.curve(validation, against)) for history in histories]
+    what = "validation"
+    if not all(len(curve.y) for _, curve in curves):
+        what = "training"
+        curves = [(history.name, history.curve(training, against).smoothed(smooth))
+                  for history in histories]
+    plots.characters([(name, curve.x.tolist(), curve.y.tolist()) for name, curve in curves],
+                     f"{what} loss, {unit}, against {against}")
 
 
 if __name__ == "__main__":

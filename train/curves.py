@@ -10,14 +10,15 @@ import numpy as np
 
 from specs import Spec, UserError
 from train import metrics
+from train.numerals import duration, short
 from train.plots import Rows
 from train.rundir import RunDir
 from train.settings import Settings
 
 AXES = ("steps", "tokens", "time", "FLOPs")
 LOSSES = {"loss": "training", "val_loss": "validation"}
-COLUMNS = ("run", "architecture", "parameters", "steps", "tokens", "time", "FLOPs",
-           "training loss", "best validation loss", "at step", "tokens/s", "MFU")
+COLUMNS = ("run", "arch", "size", "steps", "tokens", "time", "FLOPs", "train loss",
+           "best val. loss", "at step", "tok/s", "MFU")
 
 
 @dataclass(frozen=True)
@@ -128,17 +129,9 @@ def cells(history: History, histories: list[History], smooth: float) -> list[str
     steps = max(row["step"] for row in history.rows)
     rate, share = history.last("tokens_per_s"), history.last("mfu")
     return [
-        history.name, history.spec.arch, f"{history.spec.param_count():,}", f"{steps:,}",
-        f"{history.tokens_by_step[steps]:,}", duration(history.last("elapsed")),
-        f"{history.flops_by_step[steps]:.3g}",
+        history.name, history.spec.arch, short(history.spec.param_count()), f"{steps}",
+        short(history.tokens_by_step[steps]), duration(history.last("elapsed")),
+        short(history.flops_by_step[steps]),
         f"{curve.smoothed(smooth).y[-1]:.4f}" if len(curve.y) else "-",
-        f"{best[1]:.4f}" if best else "-", f"{best[0]:,}" if best else "-",
-        f"{rate:,.0f}" if rate is not None else "-",
-        f"{share:.1%}" if share is not None else "-"]
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+        f"{best[1]:.4f}" if best else "-", f"{best[0]}" if best else "-",
+        "-" if rate is None else short(rate), "-" if share is None else f"{share:.0%}"]

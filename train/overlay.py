@@ -11,8 +11,9 @@ import numpy as np
 
 from train.curves import AXES, Curve, History, measure
 
-# Each at least 4 to 1 against white and against a dark page; lines also differ by their dashes.
+# Each at least 4 to 1 against white and against a dark page; runs also differ by marker or dashes.
 COLOURS = ("#2f7fd6", "#c9600f", "#2b8a4b", "#d0455a", "#8f62d0", "#178a9e", "#c04fa0", "#857a12")
+MARKERS = "osD^vPX*"
 DASHES = ("-", "--", "-.", ":")
 INK = "#010203"  # of text and frames in an SVG, which the page replaces by its own colour
 
@@ -23,6 +24,8 @@ def picture(histories: list[History], smooth: float, format: str) -> bytes:
     figure, all_axes = pyplot.subplots(2, 2, figsize=(13, 9), layout="constrained", sharey=True)
     for axes, axis in zip(all_axes.flat, AXES, strict=True):
         _draw(axes, histories, axis, smooth)
+    for axes in all_axes[:, 1]:
+        axes.set_ylabel("")
     handles, labels = all_axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return _saved(figure, format)
@@ -65,7 +68,8 @@ def _draw(axes: Any, histories: list[History], axis: str, smooth: float) -> None
                 continue
             label = f"{history.name}, {what}"
             if what == "validation":
-                axes.plot(curve.x / scale, curve.y, marker="o", markersize=4, label=label, **look)
+                axes.plot(curve.x / scale, curve.y, marker=MARKERS[number % len(MARKERS)],
+                          markersize=4, label=label, **look)
             else:
                 axes.plot(curve.x / scale, curve.y, linewidth=0.7, alpha=0.25, **look)
                 curve = curve.smoothed(smooth)
