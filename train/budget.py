@@ -31,7 +31,9 @@ EXAMPLES = """examples:
 How it reckons: money buys hours, hours buy FLOPs (the device's published rate times the MFU, the
 share of it that training reaches), and FLOPs buy tokens times what a token costs, by the spec's own
 count. A larger model sees fewer tokens. Chinchilla's law says how low the loss of each would be:
-the lowest is best. What does not fit into the device's memory is left out, and said.
+the lowest is best. What does not fit into the device's memory is left out, and said: weights,
+gradients, optimizer and activations of one window, counted from the parameter table, which is the
+least; the printed line finds the micro-batch that really fits (--memory).
 
 The MFU decides as much as the device does. 0.4 is what well-tuned large runs reach (PaLM: 0.46,
 arXiv 2204.02311); small models stay below it: measure your own (--run). A run's MFU refers to the
@@ -174,7 +176,7 @@ def loss_of(offer: Offer) -> float:
 def show(offers: list[Offer], console: Console) -> None:
     """The offers, the best first, and what cannot be held."""
     table = Table("device", "hours", "FLOPs", "size", "shape", "tokens", "loss",
-                  "memory", box=SIMPLE_HEAD)
+                  "memory ≥", box=SIMPLE_HEAD)
     offers = sorted(offers, key=loss_of)
     for offer in offers:
         plan = offer.held or offer.free
@@ -190,7 +192,7 @@ def show(offers: list[Offer], console: Console) -> None:
         if offer.held is not offer.free:
             console.print(
                 f"{offer.name}: its {offer.device.memory / 1e9:.0f} GB cannot hold the best model, "
-                f"{short(offer.free.spec.param_count())} parameters, whose training takes "
+                f"{short(offer.free.spec.param_count())} parameters, whose training takes at least "
                 f"{offer.free.memory / 1e9:.3g} GB (weights, gradients, optimizer, activations)"
                 + ("" if offer.held else ", nor any smaller one"))
 

@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
                                   ("--html", args.html, (".html", ".htm"))):
         if file and file.suffix not in endings:
             raise UserError(f"{option} {file} must end in {' or '.join(endings)}")
-    histories = [read_history(name) for name in dict.fromkeys(args.runs)]
+    histories = list({each.name: each for each in map(read_history, args.runs)}.values())
     show(histories, args.against, args.smooth)
     files = [file for file in (args.out, args.html) if file]
     for file in files:

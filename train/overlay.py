@@ -38,9 +38,10 @@ def svg(histories: list[History], axis: str, smooth: float) -> str:
                          "ytick.color", "grid.color"), INK)
     with pyplot.rc_context({**ink, "svg.fonttype": "none", "svg.hashsalt": axis,
                             "font.family": "sans-serif"}):
-        figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+        figure, axes = pyplot.subplots(figsize=(7, 4.5 + 0.2 * len(histories)),
+                                       layout="constrained")
         _draw(axes, histories, axis, smooth)
-        axes.legend(framealpha=0, fontsize="small")
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
         text = _saved(figure, "svg", transparent=True).decode()
     text = text[text.index("<svg"):].replace(INK, "currentColor")
     return _own_names(text, axis).replace(
@@ -80,7 +81,7 @@ def _draw(axes: Any, histories: list[History], axis: str, smooth: float) -> None
     axes.set_ylim(values.min() - room, values.max() + room)
     axes.set_xlabel(name)
     axes.set_ylabel(unit)
-    axes.grid(alpha=0.25)
+    axes.grid(alpha=0.15)
     if axis in ("tokens", "FLOPs"):
         from matplotlib.ticker import EngFormatter
 

@@ -62,7 +62,7 @@ def html(histories: list[History], smooth: float) -> str:
 </table>
 </div>
 {notes}<p>Training losses keep {smooth:g} of their past at each point (faint: as measured);
-validation losses, with dots, are as measured.</p>
+validation losses, with markers, are as measured.</p>
 <div class="pictures">
 {pictures}</div>
 </main>

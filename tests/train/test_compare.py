@@ -105,7 +105,7 @@ def test_a_run_without_validation_has_a_row() -> None:
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     made("a")
     made("b", Settings(batch_size=8, steps=20))
-    assert command.main(["a", "runs/b", "a", "--against", "FLOPs", "--html", "c.html"]) == 0
+    assert command.main(["a", "runs/b", "runs/a", "--against", "FLOPs", "--html", "c.html"]) == 0
     out = capsys.readouterr().out
     assert out.endswith("runs/compare.png, c.html\n") and "against FLOPs" in out
     assert out.count("gpt") == 2 and all(len(line) <= 80 for line in out.splitlines()[:4])
