@@ -4,31 +4,37 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
 
+from generate.batch import read_prompts, write_all
 from generate.memory import Memory, digest, read_memory, write_memory
 from generate.sampling import Sampler
-from generate.text import Piece, Speed, write
+from generate.screen import show
+from generate.session import Session
+from generate.text import Speed
+from generate.writer import Writer
 from specs.backend import BACKENDS, load_backend
 from specs.base import Spec
 from specs.errors import UserError, main_exit
 from train.rundir import RunDir
 
 EXAMPLES = """examples:
+  python generate/run.py --run bdh-demo                           in a terminal: a prompt line
   python generate/run.py --run bdh-demo --prompt "The meaning of "
   python generate/run.py --run bdh-demo --prompt "def " "class " --temperature 0   several at once
   python generate/run.py --run bdh-demo --backend torch --seed 7      the same text on both backends
   python generate/run.py --run bdh-demo --prompt "Q: why?" --stop $'\\n\\n' > answer.txt
   python generate/run.py --run bdh-demo --prompt "$(cat long.txt)" --save-state long.state
   python generate/run.py --run bdh-demo --load-state long.state --prompt " And then"
+  python generate/run.py --run bdh-demo --prompts-file many.txt --out results.jsonl
 
-The prompts and what follows them go to stdout, remarks to stderr.
+Without a prompt a terminal gets a prompt line (/help there lists its commands), anything else a
+text that begins a line. Prompts in a file are lines, or lines of JSON, {"prompt": TEXT}, if its
+name ends in .jsonl; each result is a line of JSON, and the same command goes on where it was
+stopped. The prompts and what follows them go to stdout, remarks to stderr.
 """
-_VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,8 +45,14 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--run", required=True, metavar="NAME", help="a folder under runs/, or its path")
     add("--step", type=int, metavar="N", help="the checkpoint of this step (default: the last)")
-    add("--prompt", nargs="+", action="extend", metavar="TEXT",
-        help="texts to continue, all in one batch (default: none, the model begins a line)")
+    prompts = parser.add_mutually_exclusive_group().add_argument
+    prompts("--prompt", nargs="+", action="extend", metavar="TEXT",
+            help="texts to continue, all in one batch")
+    prompts("--prompts-file", type=Path, metavar="FILE", help="texts to continue, one a line")
+    add("--out", type=Path, metavar="FILE", help="write the results there, a line of JSON each")
+    add("--batch-size", type=int, default=16, metavar="N", help="prompts at once for --out (16)")
+    add("--mode", choices=("interactive", "batch"),
+        help="a prompt line, or prompts to a file (default: what the other options say)")
     add("--max-tokens", type=int, default=200, metavar="N", help="length of each text (200)")
     add("--stop", nargs="+", action="extend", default=[], metavar="TEXT",
         help="end a text before any of these")
@@ -78,31 +90,63 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     args = parser().parse_args()
+    mode = chosen_mode(args)
     sampler = Sampler(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p,
                       min_p=args.min_p, repetition_penalty=args.repetition_penalty,
                       seed=args.seed)
+    prompts = read_prompts(args.prompts_file) if args.prompts_file else args.prompt or [""]
     run = RunDir.open(args.run)
-    spec, tokenizer = run.spec, run.tokenizer()
     if args.state != "auto":
-        spec.check_decode_kind(args.state)
+        run.spec.check_decode_kind(args.state)
     backend = load_backend(args.backend, args.device)
-    weights = run.weights(args.step)
+    step, weights = run.load(args.step)
     memory, identity = None, ""
     if args.save_state or args.load_state:
-        identity = digest(spec, weights)
-        memory = remembered(args, spec, identity)
-    model = backend.build(spec, weights, args.dtype)
-    prompts, speed = args.prompt or [""], Speed()
-    pieces = write(backend, model, tokenizer, prompts, sampler, args.max_tokens, args.stop,
-                   args.state, speed, spec.max_length, memory)
-
+        identity = digest(run.spec, weights)
+        memory = remembered(args, run.spec, identity)
+    writer = Writer(run, (step, weights), backend, args.dtype, args.state)
     remarks = Console(stderr=True, style="dim", highlight=False, soft_wrap=True)
-    finished = show(prompts, pieces)
-    remarks.print(f"{run.name} on {backend.name} ({backend.device}, {args.dtype}): {speed}")
+    if mode == "interactive":
+        from generate.terminal import converse
+
+        converse(Session(writer, sampler, args.max_tokens, tuple(args.stop), args.device))
+        return 0
+    if mode == "batch":
+        try:
+            new = write_all(writer, prompts, args.out, sampler, args.max_tokens, args.stop,
+                            args.batch_size)
+        except KeyboardInterrupt:
+            remarks.print(f"stopped; the same command goes on where {args.out} ends")
+            return 130
+        remarks.print(f"{args.out}: {len(prompts):,} texts, {new:,} of them new")
+        return 0
+
+    speed = Speed()
+    finished = show(prompts, writer.write(prompts, sampler, args.max_tokens, args.stop, speed,
+                                          memory))
+    remarks.print(f"{writer}: {speed}")
     if memory and finished and args.save_state:
         write_memory(args.save_state, memory, identity)
         remarks.print(f"{args.save_state}: {memory.read:,} tokens of this text are remembered")
     return 0 if finished else 130
+
+
+def chosen_mode(args: argparse.Namespace) -> str:
+    """"interactive", "batch" or "once". Raises `UserError` for options that do not go together."""
+    given, states = args.prompt or args.prompts_file, args.save_state or args.load_state
+    if args.mode == "batch" or args.prompts_file or args.out:
+        if not given or not args.out:
+            raise UserError("many texts need prompts and a file for them: give --prompts-file FILE "
+                            "(or --prompt) and --out results.jsonl")
+        if args.mode == "interactive" or states:
+            raise UserError("--out goes with neither --mode interactive nor --save-state and "
+                            "--load-state: leave one out")
+        return "batch"
+    terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    if args.mode == "interactive" and (given or states or not terminal):
+        raise UserError("--mode interactive needs a terminal, and no --prompt and no saved state: "
+                        "texts are typed there")
+    return "interactive" if terminal and not given and not states else "once"
 
 
 def remembered(args: argparse.Namespace, spec: Spec, identity: str) -> Memory:
@@ -117,35 +161,6 @@ def remembered(args: argparse.Namespace, spec: Spec, identity: str) -> Memory:
         raise UserError(f"--state {args.state}: {args.load_state} holds the state {memory.kind!r}; "
                         "leave --state out")
     return memory
-
-
-def show(prompts: list[str], pieces: Iterator[Piece]) -> bool:
-    """Print each prompt with its text: the first as it grows, the next from where it has got to.
-
-    Ctrl-C ends all of them where they are; then the answer is False.
-    """
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-    screen = Console(highlight=False)
-    waiting: list[deque[Piece]] = [deque() for _ in prompts]
-    finished = True
-    for row, prompt in enumerate(prompts):
-        screen.out("\n" * (row > 0) + prompt, style="bold", end="", highlight=False)
-        finish = None
-        while not finish:
-            if waiting[row]:
-                text, finish = waiting[row][0].text, waiting[row].popleft().finish
-                sys.stdout.write(text.translate(_VISIBLE) if screen.is_terminal else text)
-                sys.stdout.flush()
-                continue
-            try:
-                piece = next(pieces, None)
-            except KeyboardInterrupt:
-                piece, finished = None, False
-            if piece is None:
-                break
-            waiting[piece.row].append(piece)
-        print()
-    return finished
 
 
 if __name__ == "__main__":

@@ -82,6 +82,21 @@ def write(backend: Backend, model: Model, tokenizer: Tokenizer, prompts: Sequenc
     return _grow(rows, decoder, sampler, tokenizer.vocab_size, speed or Speed(), memory)
 
 
+def encoded(tokenizer: Tokenizer, prompt: str, max_length: int | None,
+            before: int = 0) -> np.ndarray:
+    """The tokens of a prompt behind `before` others, (n,). Raises `UserError` if there are none
+    in all, or as many as the model can read."""
+    tokens = tokenizer.encode(prompt)
+    length = before + len(tokens)
+    if not length:
+        raise UserError(f"the prompt {prompt!r} has no token in this run's tokenizer: give "
+                        "another one")
+    if max_length is not None and length >= max_length:
+        raise UserError(f"a prompt of {length} tokens leaves no room: this model knows "
+                        f"{max_length} positions; shorten it")
+    return tokens
+
+
 def _grow(rows: list[_Row], decoder: Decoder, sampler: Sampler, vocab_size: int,
           speed: Speed, memory: Memory | None) -> Iterator[Piece]:
     position, first, text = memory.read if memory else 0, True, rows[0]
@@ -113,14 +128,8 @@ class _Row:
 
     def __init__(self, number: int, tokenizer: Tokenizer, prompt: str, max_tokens: int,
                  stop: Sequence[str], max_length: int | None, before: np.ndarray) -> None:
-        read = np.concatenate([before, tokenizer.encode(prompt)])
-        if not len(read):
-            raise UserError(f"the prompt {prompt!r} has no token in this run's tokenizer: give "
-                            "another one")
+        read = np.concatenate([before, encoded(tokenizer, prompt, max_length, len(before))])
         if max_length is not None:
-            if len(read) >= max_length:
-                raise UserError(f"a prompt of {len(read)} tokens leaves no room: this model knows "
-                                f"{max_length} positions; shorten it")
             max_tokens = min(max_tokens, max_length - len(read))
         self.number = number
         self.ids = np.concatenate([read, np.zeros(max_tokens, read.dtype)])

@@ -27,27 +27,33 @@ def lacking(error: BaseException) -> str | None:
     return None
 
 
+def in_one_line(error: BaseException) -> str | None:
+    """What went wrong and what to do: of a `UserError`, a full disk, a file that cannot be used
+    or too little memory. None for any other error, which is a fault of the program."""
+    if isinstance(error, UserError):
+        return str(error)
+    lacked = lacking(error)
+    if lacked is not None:
+        return f"{lacked}: " + (
+            "free some space, then run the same command again; nothing half-written was kept"
+            if isinstance(error, OSError) else "choose smaller sizes")
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return None
+
+
 def main_exit(main: Callable[[], int | None]) -> None:
-    """Run `main` and leave with its exit code: 2 and one line for a `UserError`, a full disk or
-    too little memory."""
+    """Run `main` and leave with its exit code: 2 and one line for what `in_one_line` knows."""
     try:
         code = main() or 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
     except BrokenPipeError:  # the reader of a pipe (`| head`) went away
         sys.stderr.close()
         code = 0
-    except (OSError, MemoryError, RuntimeError) as error:
-        lacked = lacking(error)
-        if lacked is not None:
-            way_out = "free some space, then run the same command again; nothing half-written " \
-                "was kept" if isinstance(error, OSError) else "choose smaller sizes"
-            print(f"error: {lacked}: {way_out}", file=sys.stderr)
-        elif isinstance(error, OSError) and error.filename:
-            print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        else:
+    except (UserError, OSError, MemoryError, RuntimeError) as error:
+        message = in_one_line(error)
+        if message is None:
             raise
+        print(f"error: {message}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

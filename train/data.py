@@ -192,6 +192,10 @@ def find(run_folder: Path, fingerprint: str, hint: str) -> Corpus:
                     f"it again with: {hint}")
 
 
+def cache_folder() -> Path:
+    """Where things are kept between runs."""
+    return Path(os.environ.get("DIPTYCH_CACHE") or "~/.cache/diptych").expanduser()
+
+
 def _cache() -> Path:
-    root = os.environ.get("DIPTYCH_CACHE") or "~/.cache/diptych"
-    return Path(root).expanduser() / "corpora"
+    return cache_folder() / "corpora"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +83,17 @@ def _save(figure: Any, axes: Any, lines: list[Any], file: Path) -> list[Path]:
 
 def on_terminal(rows: Rows, keys: tuple[str, ...] = ("loss", "val_loss")) -> None:
     """Draw curves over the steps with characters, for a first look without opening a file."""
+    characters([(key, *series(rows, key)) for key in keys], "step")
+
+
+def characters(curves: Sequence[tuple[str, Sequence[float], Sequence[float]]], x: str) -> None:
+    """Draw curves, (label, x, y) each, with characters."""
     import plotext
 
     plotext.clear_figure()
     plotext.theme("clear")
     plotext.plot_size(72, 16)
-    for key in keys:
-        plotext.plot(*series(rows, key), label=key)
-    plotext.xlabel("step")
+    for label, xs, ys in curves:
+        plotext.plot(xs, ys, label=label)
+    plotext.xlabel(x)
     plotext.show()

@@ -122,16 +122,20 @@ class RunDir:
 
     def weights(self, step: int | None = None) -> Arrays:
         """Weights at `step`, or of the last whole checkpoint; checked against their sha256."""
+        return self.load(step)[1]
+
+    def load(self, step: int | None = None) -> tuple[int, Arrays]:
+        """(step, its weights) of the checkpoint at `step`, or of the last whole one."""
         if step is None:
             state, (weights,), remarks = checkpoint.load_last(self.path, checkpoint.FILES[:1])
             for remark in remarks:
                 print(f"{remark}, step {state.step}", file=sys.stderr)
-            return weights
+            return state.step, weights
         if step not in self.steps():
             raise UserError(f"{self.name} has no checkpoint at step {step}; it has: "
                             + (", ".join(map(str, self.steps())) or "none"))
         path = checkpoint.folder(self.path, step)
-        return checkpoint.load(path, checkpoint.FILES[:1])[1][0]
+        return step, checkpoint.load(path, checkpoint.FILES[:1])[1][0]
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -7,26 +7,8 @@ import sys
 import pytest
 
 from generate import run as command
-from generate.text import Piece
-from specs import UserError, init_weights, spec_type
+from specs import UserError
 from specs.backend import available_backends
-from train import checkpoint
-from train.rundir import RunDir
-from train.settings import Settings
-from train.tokenizer import make_tokenizer
-
-
-@pytest.fixture
-def tiny(tmp_path, monkeypatch):
-    """runs/tiny below the current folder, with checkpoints at steps 10 and 20."""
-    monkeypatch.chdir(tmp_path)
-    spec = spec_type("bdh").preset("demo", n_layer=1, n_embd=8, mlp_internal_dim_multiplier=4)
-    run = RunDir.create("tiny", spec, Settings(), "demo", make_tokenizer("bytes", []), {}, {},
-                        lambda folder: None)
-    for step in (10, 20):
-        weights = init_weights(spec, step)
-        checkpoint.save(run.path, checkpoint.TrainState(step=step), weights, {}, {})
-    return run
 
 
 def generate(monkeypatch, *arguments):
@@ -57,6 +39,10 @@ def test_text_on_stdout_remarks_on_stderr(tiny, monkeypatch, capsys, backend):
     (["--run", "tiny", "--state", "paper"], "cannot decode with the state 'paper'"),
     (["--run", "tiny", "--backend", "jax"], "no backend 'jax'"),
     (["--run", "tiny", "--max-tokens", "0"], "--max-tokens 0 must be"),
+    (["--run", "tiny", "--mode", "batch"], "give --prompts-file FILE (or --prompt) and --out"),
+    (["--run", "tiny", "--out", "x.jsonl"], "give --prompts-file FILE (or --prompt) and --out"),
+    (["--run", "tiny", "--mode", "interactive"], "--mode interactive needs a terminal"),
+    (["--run", "tiny", "--prompt", "a", "--out", "x", "--load-state", "y"], "--out goes with"),
 ], ids=str)
 def test_bad_options(tiny, monkeypatch, capsys, options, message):
     with pytest.raises(UserError, match=re.escape(message)):
@@ -70,28 +56,6 @@ def test_a_mistake_is_one_line_and_exit_code_2(tiny):
                             text=True)
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr.startswith("error: no run 'nothing'") and result.stderr.count("\n") == 1
-
-
-def test_the_second_text_follows_the_first(capsys):
-    pieces = [Piece(1, "B"), Piece(0, "a"), Piece(1, "b", "stop"), Piece(0, "aa", "length")]
-    seen = []
-
-    def grow():
-        for piece in pieces:
-            seen.append(capsys.readouterr().out)
-            yield piece
-
-    assert command.show(["> ", "2> "], grow())
-    assert [*seen, capsys.readouterr().out] == ["> ", "", "a", "", "aa\n\n2> Bb\n"]
-
-
-def test_ctrl_c_ends_all_texts_where_they_are(capsys):
-    def grow():
-        yield from [Piece(0, "a"), Piece(1, "b")]
-        raise KeyboardInterrupt
-
-    assert not command.show(["> ", "2> "], grow())
-    assert capsys.readouterr().out == "> a\n\n2> b\n"
 
 
 def test_help_shows_examples(monkeypatch, capsys):
