@@ -85,6 +85,8 @@ def every() -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = 200
     if args.experiment is None:
         if not args.list:
             raise UserError(f"which experiment? There are: {', '.join(experiments.names())}")
@@ -173,17 +175,18 @@ def opened(folder: Path, args: argparse.Namespace, plan: Plan, about: dict[str, 
 def show(plan: Plan, console: Console) -> None:
     """The setups and how they are trained, all trainings and how long they may take."""
     table = Table("setup", "parameters", "train/run.py", box=None)
+    table.columns[2].overflow = "fold"
     for name, setup in plan.setups.items():
         table.add_row(name, size(plan.specs[name]), shlex.join(setup.arguments()))
     console.print(table)
     arms = list(plan.arms())
-    for arm in arms:
-        if arm.kind != "probe":
-            length = f"{arm.length:g} " + ("minutes" if plan.minutes and arm.length else "steps")
-            console.print(f"  {arm.name}: {length}")
-    kind = "that were given" if plan.minutes else "that FLOPs let expect"
-    console.print(f"{len(arms)} of them, by the times {kind}: "
-                  f"{clock(sum(map(plan.seconds, arms)))}")
+    for kind in dict.fromkeys(arm.kind for arm in arms):
+        same = [arm for arm in arms if arm.kind == kind]
+        unit = "" if kind == "probe" else " minutes" if plan.minutes else " steps"
+        names = (f"{arm.name} {arm.length:g}{unit}" if unit else arm.name for arm in same)
+        console.print(f"\n{kind}: {', '.join(names)}", soft_wrap=True)
+    console.print(f"\n{len(arms)} in all, {clock(sum(map(plan.seconds, arms)))} by "
+                  f"{'the clock' if plan.minutes else 'what FLOPs let expect'}")
 
 
 def finish(plan: Plan, document: dict[str, Any], folder: Path, out: Path,

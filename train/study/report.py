@@ -53,8 +53,6 @@ def number(value: float | None, unit: float = 1) -> str:
 def on_terminal(plan: Plan, answer: str, console: Console) -> None:
     """The table, then the answer."""
     headings, *body = table(plan)
-    if not console.is_terminal:
-        console.width = 200
     made = Table(title=plan.experiment.question, title_justify="left")
     for heading in headings:
         made.add_column(heading, overflow="fold", justify="left" if heading == "" else "right")
