@@ -6,11 +6,16 @@ import re
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from specs import architectures
-from train import experiments
+from specs import architectures, init_weights, spec_type
+from specs.backend import BACKENDS, load_backend
+from train import experiments, loop
+from train.batches import validation_windows
+from train.data import Corpus
 from train.study.equal import TOLERANCE, equal_setups
+from train.study.faults import planted
 from train.study.figures import Figure, best_rows, ranking, rows
 from train.study.plan import Arm, Experiment, Plan
 from train.study.setup import Setup
@@ -48,9 +53,9 @@ def test_a_sweep_goes_on_beyond_its_edges() -> None:
     assert sweep(made, {1e-2: 3, 2e-2: 2, 4e-2: 1, 8e-2: 1.5}) == [1e-2, 2e-2, 4e-2, 8e-2]
     assert made.shown("a") == [4e-2]
     made = plan()
-    assert sweep(made, {1e-2: 1, 2e-2: 2, 5e-3: 0.9, 2.5e-3: 0.8, 1.2e-3: 0.7}) == [
-        1e-2, 2e-2, 5e-3, 2.5e-3, 1.2e-3]
-    assert made.shown("a") == [1.2e-3]
+    assert sweep(made, {1e-2: 1, 2e-2: 2, 5e-3: 0.9, 2.5e-3: 0.8, 1.3e-3: 0.7}) == [
+        1e-2, 2e-2, 5e-3, 2.5e-3, 1.3e-3]
+    assert made.shown("a") == [1.3e-3]
     assert plan(lrs=(0.5,)).rates("a") == [0.5] and not list(plan(lrs=(0.5,)).sweep())
 
 
@@ -185,3 +190,38 @@ def test_the_answer_of_moe_baseline() -> None:
     text = said(made)
     assert "The mixture is 0.300 nats below dense-active and trains at 0.50 times" in text
     assert "0.005 nats below dense-total, less than the spread" in text
+
+
+def test_the_answer_of_mla_long() -> None:
+    made = made_up("mla-long", {"honest": 2.0, "overlap": 1.5, "mask": 0.02, "": 0.01})
+    for name in ("overlap", "mask", "both"):
+        for seed in range(3):
+            made.found[f"{name}-lr0.003-s{seed}"]["read"] = {"128": 9.0}
+    text = said(made)
+    assert "The honest training ends at 2.010 (2.000–2.020) nats, accuracy 50.0%. The same" in text
+    assert "seems to reach 1.510" in text and "held-out loss of 0.030 (0.020–0.040)" in text
+    assert text.count("Read without the fault it is 9.000.") == 2
+    assert text.count("Read without the faults it is 9.000.") == 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_planted_mask_shows_the_future(backend: str) -> None:
+    spec = spec_type("mla").preset("tiny")
+    panel = load_backend(backend, "cpu")
+    model = panel.build(spec, init_weights(spec))
+    tokens = np.arange(12, dtype=np.int32).reshape(1, 12)
+    other = np.where(tokens == 11, 40, tokens)
+
+    def first_seen() -> bool:
+        return bool((panel.logits(model, tokens)[0, 0] == panel.logits(model, other)[0, 0]).all())
+
+    with planted(["mask"], backend, "mla"):
+        assert not first_seen()
+    assert first_seen()
+
+
+def test_the_planted_overlap_reads_what_was_trained_on() -> None:
+    corpus = Corpus(np.arange(100), np.arange(100, 200), 1.0, 1.0, "", "")
+    with planted(["overlap"], "torch", "mla"):
+        assert loop.validation_windows(corpus, 8, 4)[0].max() < 100
+    assert loop.validation_windows is validation_windows

@@ -95,6 +95,20 @@ class Plan:
         """Of the trainings that are compared."""
         return ("tokens", "time") if self.minutes is None else ("clock",)
 
+    @property
+    def lengths(self) -> list[int]:
+        """Of the held-out windows that each trained model reads without faults, where this tells
+        more than its own validation."""
+        lengths = sorted({setup.fields["block_size"] for setup in self.setups.values()})
+        faulty = any(setup.faults for setup in self.setups.values())
+        return lengths if faulty or len(lengths) > 1 else []
+
+    @cached_property
+    def costs(self) -> dict[str, float]:
+        """FLOPs of training on one token."""
+        return {name: 3 * spec.flops_per_token(spec.block_size)
+                for name, spec in self.specs.items()}
+
     def arms(self) -> Iterator[Arm]:
         """All of them, in order: those that depend on what is not known yet, as it seems now."""
         yield from (Arm(name, "probe") for name in self.setups)
@@ -175,20 +189,16 @@ class Plan:
     def speed(self, name: str) -> float:
         """Tokens/s: the median of what was measured, or what FLOPs let expect."""
         rates = [figures["rate"] for figures in self.ended(name, ("tokens", "clock"))]
-        return median(rates) if rates else self.flops(name) / self.cost(name)
+        return median(rates) if rates else self.flops(name) / self.costs[name]
 
     def flops(self, name: str) -> float:
         """FLOP/s that a setup was seen to reach in its sweep, or any, or a guess."""
         for known in ([name], list(self.setups)):
-            rates = [figures["rate"] * self.cost(each) for each in known
+            rates = [figures["rate"] * self.costs[each] for each in known
                      for figures in self.ended(each, ("sweep", "tokens", "clock"))]
             if rates:
                 return median(rates)
         return GUESS
-
-    def cost(self, name: str) -> float:
-        """FLOPs of training on one token."""
-        return 3 * self.specs[name].flops_per_token(self.setups[name].fields["block_size"])
 
     def ended(self, name: str, kinds: tuple[str, ...]) -> list[dict[str, Any]]:
         """Figures of all trainings of a setup that ended well."""

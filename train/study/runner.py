@@ -121,9 +121,9 @@ class Runner:
             setup = plan.setups[arm.setup]
             return {**common, "name": None, "words": setup.arguments(),
                     "vocab_size": plan.vocab_size, "contexts": list(plan.experiment.contexts)}
-        lengths = sorted({setup.fields["block_size"] for setup in plan.setups.values()})
-        return {**common, "name": name, "words": plan.training_words(arm),
-                "lengths": lengths if len(lengths) > 1 and arm.kind != "sweep" else []}
+        faults, lengths = list(plan.setups[arm.setup].faults), plan.lengths
+        return {**common, "name": name, "words": plan.training_words(arm), "faults": faults,
+                "lengths": lengths if arm.kind != "sweep" else []}
 
     def ask(self, arm: Arm) -> dict[str, Any]:
         """The figures of one arm. Raises `KeyboardInterrupt` once its training has saved."""
@@ -137,9 +137,8 @@ class Runner:
             try:
                 process.stdin.write(json.dumps(task) + "\n")
                 process.stdin.flush()
-                while process.poll() is None:
+                while not self.ended(process):
                     self.watch(arm, task)
-                    time.sleep(0.1)
             finally:
                 process.stdin.close()
                 process.wait()
@@ -152,6 +151,15 @@ class Runner:
                 return found
             killed = "it was killed" if process.returncode == -signal.SIGKILL else "it failed"
             return {"error": lines[1][-1] if lines[1] and killed == "it failed" else killed}
+
+    @staticmethod
+    def ended(process: subprocess.Popen[str]) -> bool:
+        """Whether it has ended, after at most two seconds."""
+        try:
+            process.wait(2)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def watch(self, arm: Arm, task: dict[str, Any]) -> None:
         """Where a training is, on a terminal."""

@@ -13,7 +13,7 @@ from specs import Spec, spec_type
 class Setup:
     """`fields` of the spec, block_size among them, beside those of its preset; `settings` of
     train/run.py, batch_size among them; `rates`: peak learning rates to be tried; the setups of a
-    `group` are given equal time."""
+    `group` are given equal time; `faults` (train/study/faults.py) are planted in its trainings."""
 
     arch: str
     fields: dict[str, Any]
@@ -21,6 +21,7 @@ class Setup:
     preset: str = "demo"
     rates: tuple[float, ...] = ()
     group: str = ""
+    faults: tuple[str, ...] = ()
 
     @property
     def tokens(self) -> int:

@@ -23,6 +23,7 @@ from train.batches import validation_windows
 from train.data import find
 from train.options import new_settings, new_spec, parser
 from train.rundir import RUNS, RunDir
+from train.study.faults import planted
 from train.study.plan import HELD_OUT
 from train.study.probe import probe
 
@@ -31,20 +32,15 @@ ENDINGS = {1: "diverged", 130: "interrupted"}
 
 def perform(task: dict[str, Any]) -> dict[str, Any]:
     """Figures of an arm: `words` for train/run.py, the `name` of its run, or None for a probe."""
-    words = [*task["words"], "--backend", task["backend"],
-             *(["--device", task["device"]] if task["device"] else [])]
+    device = ["--device", task["device"]] if task["device"] else []
+    words = [*task["words"], "--backend", task["backend"], *device]
     if task["name"] is None:
         args = parser().parse_args(words)
         backend = load_backend(task["backend"], task["device"])
         return probe(backend, new_spec(args, task["vocab_size"])[0], new_settings(args),
                      task["contexts"])
-    if not (RUNS / task["name"] / "config.json").is_file():
-        code = training.main([*words, "--name", task["name"]])
-    elif finished(RunDir.open(task["name"])):
-        code = 0
-    else:
-        code = training.main(["--resume", task["name"], "--backend", task["backend"],
-                              *(["--device", task["device"]] if task["device"] else [])])
+    with planted(task["faults"], task["backend"], parser().parse_args(words).arch):
+        code = trained(task["name"], words)
     if code:
         return {"error": ENDINGS[code]}
     run = RunDir.open(task["name"])
@@ -52,6 +48,15 @@ def perform(task: dict[str, Any]) -> dict[str, Any]:
     if task["lengths"]:
         found["read"] = read(load_backend(task["backend"], task["device"]), run, task["lengths"])
     return found
+
+
+def trained(name: str, words: list[str]) -> int:
+    """Begin a run or go on with it to its end; the exit code of train/run.py."""
+    if not (RUNS / name / "config.json").is_file():
+        return training.main([*words, "--name", name])
+    if finished(RunDir.open(name)):
+        return 0
+    return training.main(["--resume", name, *words[words.index("--backend"):]])
 
 
 def finished(run: RunDir) -> bool:
