@@ -140,15 +140,14 @@ def planned(args: argparse.Namespace, folder: Path) -> tuple[Plan, dict[str, Any
         if name not in setups:
             raise UserError(f"{args.experiment} has no setup {name!r}"
                             + did_you_mean(name, list(setups)))
-    words = options(given)
-    if not given.get("tokenizer", "bytes").startswith("bytes"):  # learnt once, used by all
+    if given.get("tokenizer", "bytes") != "bytes" and not args.list:  # learnt once, used by all
         file = folder / "tokenizer.json"
         folder.mkdir(parents=True, exist_ok=True)
         write_text(file, tokenizer.to_json())
-        words = options({**given, "tokenizer": file.resolve()})
+        given["tokenizer"] = str(file.resolve())
     steps = args.steps or (QUICK if args.quick else experiment.steps[args.full])
     plan = Plan(experiment, setups, steps, args.seeds or (1 if args.quick else 3), args.minutes,
-                tokenizer.vocab_size, words, tuple(sorted(args.lr)), tuple(args.only))
+                tokenizer.vocab_size, options(given), tuple(sorted(args.lr)), tuple(args.only))
     about = {"experiment": args.experiment, "backend": args.backend, "device": args.device,
              "full": args.full, "steps": steps, "minutes": args.minutes, "only": args.only,
              "lr": sorted(args.lr), "corpus": described(corpus)["source"],

@@ -168,6 +168,19 @@ def test_what_fails_is_told_and_tried_again(monkeypatch: pytest.MonkeyPatch,
         experiment.main([*call[:4], "3", *call[5:]])
 
 
+@pytest.mark.usefixtures("quick")
+@pytest.mark.needs("torch")
+def test_a_tokenizer_is_learnt_once_and_used_by_all() -> None:
+    call = ["moe-baseline", "--backend", "torch", "--steps", "1", "--seeds", "2", "--only",
+            "dense-active", "--data", "text.txt", "--tokenizer", "bpe:280"]
+    assert experiment.main(call) == 0
+    runs = [RunDir.open(f"moe-baseline-torch/dense-active-lr0.01-s{seed}") for seed in (0, 1)]
+    assert {run.spec.vocab_size for run in runs} == {280}
+    assert {run.config["corpus"]["fingerprint"] for run in runs} == {
+        results("moe-baseline-torch")["about"]["fingerprint"]}
+    assert all(run.settings.tokenizer.endswith("tokenizer.json") for run in runs)
+
+
 @pytest.mark.needs("torch")
 def test_a_worker_that_dies(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
     script = here / "dies.py"

@@ -86,7 +86,7 @@ def overview(plan: Plan, file: Path) -> Path:
                 axis.annotate(text, (found.middle, place), (0, 6), textcoords="offset points",
                               ha="center", fontsize=8, weight=weight)
             else:
-                axis.barh(place, found.middle, 0.6, color=colour[name])
+                axis.barh(place, found.middle, 0.6, color=colour[name], alpha=0.6)
                 axis.annotate(text, (0, place), (4, 0), textcoords="offset points", va="center",
                               fontsize=8, weight=weight)
         axis.set_title(heading + (" ←" if low else " →"), fontsize=9)
@@ -95,6 +95,11 @@ def overview(plan: Plan, file: Path) -> Path:
         axis.grid(axis="x", alpha=0.3)
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
+    losses = [axis for axis, (heading, _) in zip(axes[0], shown, strict=True)
+              if heading.startswith("held-out")]
+    limits = [limit for axis in losses for limit in axis.get_xlim()]
+    for axis in losses:
+        axis.set_xlim(min(limits), max(limits))
     axes[0][0].set_yticks(range(len(names)), names)
     axes[0][0].set_ylim(len(names) - 0.5, -0.7)
     figure.suptitle(f"{plan.experiment.question}  (← less is better, → more; best in bold)",
