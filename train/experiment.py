@@ -192,6 +192,8 @@ def finish(plan: Plan, document: dict[str, Any], folder: Path, out: Path,
            console: Console) -> None:
     """Table, answer, pictures and page of all that is done."""
     answer = plan.experiment.answer(plan)
+    if plan.seeds == 1:
+        answer += " With one seed, what is near may be chance."
     out.mkdir(parents=True, exist_ok=True)
     pictures = draw(plan, folder, out)
     write_json(folder / "results.json", {**document, "arms": plan.found,

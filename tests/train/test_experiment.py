@@ -72,8 +72,8 @@ def test_every_experiment(name: str, backend: str, capsys: pytest.CaptureFixture
     some = {"optimizers": ["--only", "gpt-adamw", "gpt-muon"]}.get(name, [])
     call = [name, "--backend", backend, "--steps", "2", "--seeds", "1", "--data", "text.txt",
             *some]
-    if name in ("architectures", "optimizers"):
-        call += ["--lr", "0.001", "0.002"]
+    if name != "batch-vs-seqlen":
+        call += ["--lr", "0.01", *(["0.02"] if name == "optimizers" else [])]
     assert experiment.main(call) == 0
     shown = capsys.readouterr()
     found = results(f"{name}-{backend}")
@@ -83,7 +83,7 @@ def test_every_experiment(name: str, backend: str, capsys: pytest.CaptureFixture
     assert len(setups) == len(set(setups)) * (3 if name == "batch-vs-seqlen" else 1)
     for row in found["table"]:
         assert row["setup"] in shown.out
-        assert 5 < row["loss_tokens"]["middle"] < 6 and row["memory"] > 0
+        assert 4 < row["loss_tokens"]["middle"] < 8 and row["memory"] > 0
     assert shown.err.count("tokens/s") >= len(found["arms"]) - len(set(setups))
     assert found["answer"].replace("**", "")[:40] in shown.out
     page = (RUNS / f"{name}-{backend}" / f"{name}.md").read_text(encoding="utf-8")

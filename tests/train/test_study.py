@@ -88,7 +88,7 @@ def test_equal_tokens_and_equal_time() -> None:
     assert len(arms) == 6 + 4 and {arm.setup for arm in arms[6:]} == {"a", "c"}
     assert made.arm("b", "time", 0.1, 1) == made.arm("b", "tokens", 0.1, 1)
     assert arms[-1].name == "c-lr0.1-time-s1" and arms[-1].length == 100
-    assert made.seconds(arms[-1]) == pytest.approx(5 + 100 * 64 / FAST)
+    assert made.seconds(arms[-1]) == pytest.approx(5 + (100 * 64 + 4 * 16_384 / 3) / FAST)
     words = made.training_words(arms[-1])
     assert " ".join(words[words.index("--lr"):][:4]) == "--lr 0.1 --seed 1"
 

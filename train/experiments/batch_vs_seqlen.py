@@ -54,4 +54,4 @@ def answer(plan: Plan) -> str:
 
 EXPERIMENT = Experiment(
     question="What is better to fill the memory with, a large batch or long sequences?",
-    setups=setups, answer=answer, steps=(100, 1000), minutes=40, choose=False)
+    setups=setups, answer=answer, steps=(100, 1000), minutes=45, choose=False)

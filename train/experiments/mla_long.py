@@ -57,4 +57,4 @@ def truth(row: Row, kind: Kind) -> str:
 
 EXPERIMENT = Experiment(
     question="How did a validation loss of 0.0174 come about?",
-    setups=setups, answer=answer, steps=(200, 10_000), minutes=15, choose=False)
+    setups=setups, answer=answer, steps=(200, 10_000), minutes=15, choose=False, timed=False)

@@ -68,4 +68,4 @@ def versus(mixture: Row, row: Row, kind: Any) -> str:
 
 EXPERIMENT = Experiment(
     question="What does a mixture of experts gain over dense models of its active and total size?",
-    setups=setups, answer=answer, steps=(200, 20_000), minutes=15, contexts=(64, 512))
+    setups=setups, answer=answer, steps=(200, 20_000), minutes=20, contexts=(64, 512))

@@ -55,4 +55,4 @@ def answer(plan: Plan) -> str:
 
 EXPERIMENT = Experiment(
     question="AdamW or Muon, at equal steps and in equal time?",
-    setups=setups, answer=answer, steps=(200, 10_000), minutes=120)
+    setups=setups, answer=answer, steps=(200, 10_000), minutes=90)

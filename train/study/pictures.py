@@ -18,9 +18,12 @@ CURVES = (("loss", "training loss, nats"), ("val_loss", "held-out loss, nats"),
           ("val_accuracy", "held-out accuracy"), ("tokens_per_s", "tokens/s"))
 
 
-def colours(plan: Plan) -> dict[str, str]:
+def colours(plan: Plan) -> dict[str, Any]:
     """The same for a setup in every picture."""
-    return {name: f"C{number % 10}" for number, name in enumerate(plan.setups)}
+    from matplotlib import colormaps
+
+    some = colormaps["tab10" if len(plan.setups) <= 10 else "tab20"].colors  # type: ignore
+    return {name: some[number % len(some)] for number, name in enumerate(plan.setups)}
 
 
 def draw(plan: Plan, runs: Path, folder: Path) -> list[Path]:
@@ -123,7 +126,7 @@ def curves(plan: Plan, runs: Path, kind: Kind, every: list[Row], file: Path) -> 
                 if xs:
                     name = None if (key, row.setup) in labelled else f"{row.setup}, {row.lr:g}"
                     labelled.add((key, row.setup))
-                    axis.plot(xs, ys, colour[row.setup], alpha=0.8, lw=1.2, label=name)
+                    axis.plot(xs, ys, color=colour[row.setup], alpha=0.8, lw=1.2, label=name)
         axis.set_ylabel(label)
         axis.set_xlabel("tokens" if kind == "tokens" else "seconds of training")
         axis.grid(alpha=0.3)

@@ -24,7 +24,8 @@ from train.study.setup import Setup, options
 SWEEP = 0.25  # of the length of a training
 BEYOND = 3  # learning rates tried at most outside those given
 NEAR = 0.05  # a number of updates that differs by less is the same
-HELD_OUT = 16_384  # tokens of the held-out part that are read
+HELD_OUT = 16_384  # tokens of the held-out part that are read at once
+EVALUATIONS = 4  # of a training
 GUESS = 2e10  # FLOP/s, before anything is measured
 START = 5.0  # seconds of a process besides its training
 Kind = Literal["probe", "sweep", "tokens", "time", "clock"]
@@ -35,7 +36,7 @@ Found = dict[str, dict[str, Any]]  # name of an arm → its figures
 class Experiment:
     """`setups(full, vocab_size)` by name; `steps`: updates of the first of them, by default and
     with --full; `minutes`: how long the default takes on two cores; `choose`: each setup is shown
-    at its best learning rate alone; `contexts`: tokens behind which decoding is timed;
+    at its best learning rate alone; `timed`: also at equal time; `contexts`: tokens behind which decoding is timed;
     `answer(plan)`: the paragraphs that answer `question` from the figures."""
 
     question: str
@@ -44,6 +45,7 @@ class Experiment:
     steps: tuple[int, int]
     minutes: int
     choose: bool = True
+    timed: bool = True
     contexts: tuple[int, ...] = ()
 
 
@@ -93,7 +95,9 @@ class Plan:
     @property
     def kinds(self) -> tuple[Kind, ...]:
         """Of the trainings that are compared."""
-        return ("tokens", "time") if self.minutes is None else ("clock",)
+        if self.minutes is not None:
+            return ("clock",)
+        return ("tokens", "time") if self.experiment.timed else ("tokens",)
 
     @property
     def lengths(self) -> list[int]:
@@ -207,10 +211,12 @@ class Plan:
 
     def seconds(self, arm: Arm) -> float:
         """How long it will take, about."""
-        length = 0.0 if arm.kind == "probe" else 60 * arm.length
-        if self.minutes is None:
-            length = arm.length * self.setups[arm.setup].tokens / self.speed(arm.setup)
-        return START + length
+        if arm.kind == "probe":
+            return START
+        if self.minutes is not None:
+            return START + 60 * arm.length
+        read = EVALUATIONS * HELD_OUT / 3  # without the backward pass
+        return START + (arm.length * self.setups[arm.setup].tokens + read) / self.speed(arm.setup)
 
     def training_words(self, arm: Arm) -> list[str]:
         """For train/run.py."""
@@ -222,5 +228,6 @@ class Plan:
         else:
             steps = int(arm.length)
             settings |= {"steps": steps, "log_every": max(1, steps // 20),
-                         "eval_every": max(1, steps // 4), "save_every": max(1, steps // 10)}
+                         "eval_every": max(1, steps // EVALUATIONS),
+                         "save_every": max(1, steps // 10)}
         return [*setup.arguments(), *options({**settings, **setup.settings}), *self.words]
