@@ -36,8 +36,8 @@ Found = dict[str, dict[str, Any]]  # name of an arm → its figures
 class Experiment:
     """`setups(full, vocab_size)` by name; `steps`: updates of the first of them, by default and
     with --full; `minutes`: how long the default takes on two cores; `choose`: each setup is shown
-    at its best learning rate alone; `timed`: also at equal time; `contexts`: tokens behind which decoding is timed;
-    `answer(plan)`: the paragraphs that answer `question` from the figures."""
+    at its best learning rate alone; `timed`: equal time is compared too; `contexts`: tokens behind
+    which decoding is timed; `answer(plan)`: the paragraph that answers `question`."""
 
     question: str
     setups: Callable[[bool, int], dict[str, Setup]]
