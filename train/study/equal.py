@@ -53,10 +53,11 @@ def nearest(arch: str, target: int, layers: int, width: int, common: dict[str, A
 def shapes(kind: type[Spec], target: int, layers: int, width: int, common: dict[str, Any],
            ) -> list[tuple[float, str, dict[str, Any]]]:
     """(distance, preset, depth and width), the nearest first."""
-    near = [name for name in kind.presets
-            if abs(log(kind.preset(name, **common).param_count() / target)) < log(FAR)]
+    off = {name: abs(log(kind.preset(name, **common).param_count() / target))
+           for name in kind.presets}
+    near = [name for name in off if off[name] < log(FAR)] or list(off)
     found = [(abs(log(L / layers)) + abs(log(C / width)), name, {"n_layer": L, "n_embd": C})
-             for name in near or kind.presets
+             for name in sorted(near, key=off.__getitem__)
              for L in range(max(1, layers // 2), 2 * layers + 1)
              for C in range(width // 2 // 8 * 8, 2 * width + 1, 8)]
     return sorted(found, key=lambda shape: shape[0])
