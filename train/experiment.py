@@ -190,7 +190,10 @@ def show(plan: Plan, console: Console) -> None:
 
 def finish(plan: Plan, document: dict[str, Any], folder: Path, out: Path,
            console: Console) -> None:
-    """Table, answer, pictures and page of all that is done."""
+    """Table, answer, pictures and page of all that is done. Raises `UserError` for nothing."""
+    if not any("loss" in figures for figures in plan.found.values()):
+        errors = [figures["error"] for figures in plan.found.values() if "error" in figures]
+        raise UserError(f"no training came to its end: {errors[-1]}")
     answer = plan.experiment.answer(plan)
     if plan.seeds == 1:
         answer += " With one seed, what is near may be chance."

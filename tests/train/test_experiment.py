@@ -190,7 +190,8 @@ def test_a_worker_that_dies(monkeypatch: pytest.MonkeyPatch, here: Path) -> None
     for text, error in (("raise SystemExit('error: no such thing')", "error: no such thing"),
                         ("import os; os.kill(os.getpid(), 9)", "it was killed")):
         script.write_text(text)
-        assert experiment.main(call) == 0
+        with pytest.raises(UserError, match=f"no training came to its end: {error}"):
+            experiment.main(call)
         assert results("dead")["arms"]["gpt-probe"]["error"] == error
 
 

@@ -130,7 +130,8 @@ def curves(plan: Plan, runs: Path, kind: Kind, every: list[Row], file: Path) -> 
         axis.set_ylabel(label)
         axis.set_xlabel("tokens" if kind == "tokens" else "seconds of training")
         axis.grid(alpha=0.3)
-    axes.flat[0].legend(fontsize=8, loc="upper right")
+    if labelled:
+        axes.flat[0].legend(fontsize=8, loc="upper right")
     figure.suptitle(f"{plan.experiment.question}  {TITLES[kind]}", fontsize=10)
     return save(figure, file)
 
