@@ -141,18 +141,17 @@ class OnlineConv(PromptCache):
     def keep(self, inputs):
         """Put inputs (B, K, S, D) of whole blocks, the last that were read, to the others; add what
         they and those before them contribute to later outputs."""
-        end, U = self.offset, largest_power(self.offset)
-        if self.rows is None:
-            self.rows = inputs
-        else:
-            self.rows[:, :, end - inputs.shape[2] : end] = inputs
-        if end == self.size:
-            return
-        more = self.kernel.ahead(self.rows[:, :, end - U : end])[:, :, : self.size - end]
+        end, S, U = self.offset, inputs.shape[2], largest_power(self.offset)
+        if S < U:
+            inputs = mx.concatenate((self.rows[:, :, end - U : end - S], inputs), axis=2)
+        more = self.kernel.ahead(inputs)[:, :, : self.size - end]
         if end == U:
-            self.rows = mx.concatenate((self.rows, more), axis=2)
-        else:
-            self.rows[:, :, end : end + U] += more
+            self.rows = mx.concatenate((inputs, more), axis=2)
+            return
+        more = more + self.rows[:, :, end : end + U]
+        changed = mx.concatenate((inputs[:, :, U - S :], more), axis=2)
+        mx.eval(changed)  # while anything is yet to read the rows, to write is to copy them all
+        self.rows[:, :, end - S : end + U] = changed
 
     def arrays(self):
         """What is held, by name."""

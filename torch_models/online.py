@@ -140,18 +140,16 @@ class OnlineConv:
     def keep(self, inputs):
         """Put inputs (B, K, S, D) of whole blocks, the last that were read, to the others; add what
         they and those before them contribute to later outputs."""
-        end, U = self.offset, largest_power(self.offset)
-        if self.rows is None:
-            self.rows = inputs
-        else:
-            self.rows[:, :, end - inputs.shape[2] : end] = inputs
-        if end == self.size:
-            return
-        more = self.kernel.ahead(self.rows[:, :, end - U : end])[:, :, : self.size - end]
+        end, S, U = self.offset, inputs.shape[2], largest_power(self.offset)
+        if S < U:
+            inputs = torch.cat((self.rows[:, :, end - U : end - S], inputs), dim=2)
+        more = self.kernel.ahead(inputs)[:, :, : self.size - end]
         if end == U:
-            self.rows = torch.cat((self.rows, more), dim=2)
-        else:
-            self.rows[:, :, end : end + U] += more
+            self.rows = torch.cat((inputs, more), dim=2)
+            return
+        more = more + self.rows[:, :, end : end + U]
+        changed = torch.cat((inputs[:, :, U - S :], more), dim=2)
+        self.rows[:, :, end - S : end + U] = changed
 
     def arrays(self):
         """What is held, by name."""

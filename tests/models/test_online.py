@@ -160,3 +160,17 @@ def test_what_is_held_stays_below_twice_the_inputs(size: int) -> None:
     for T in range(size + 1):
         assert T <= held(T, size, "online", BLOCK) <= min(2 * T, size) + T % BLOCK
     assert moved(1 << 16, 1 << 17) < 2 * moved(256, 1 << 17) < moved(1 << 16, 1 << 17, "cache")
+
+
+def test_far_on_only_the_tile_is_written() -> None:
+    """Not all rows: MLX copies what it writes to, while others may still read it."""
+    import mlx.core as mx
+
+    conv, x = made("mlx", "online", 1 << 16), mx.ones((1, 1, 16, 1))
+    conv.load({"rows": mx.zeros((1, 16, 1 << 16, 1))}, 40_000, None)
+    for t in range(5 * BLOCK):
+        if t == BLOCK + 1:  # the first write is to what was given
+            mx.reset_peak_memory()
+            before = mx.get_active_memory()
+        mx.eval(conv(x, lambda: mx.ones((16, 1 << 16))))
+    assert mx.get_peak_memory() - before < conv.rows.nbytes / 4

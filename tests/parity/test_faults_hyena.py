@@ -59,12 +59,12 @@ FAULTS = [
           "decoding", MIXER, FORWARD, spec=LONG),
     Fault("decoding: a tile of the whole past", ONLINE, KEEP, "largest_power(self.offset)",
           "self.offset", "decoding", MIXER, FORWARD, spec=LONG),
-    Fault("decoding: tiles take each other's place", ONLINE, KEEP, "+= more",
-          "= more", "decoding", MIXER, FORWARD, spec=LONG),
+    Fault("decoding: tiles take each other's place", ONLINE, KEEP, "more + self.rows[:, :, end : end + U]",
+          "more", "decoding", MIXER, FORWARD, spec=LONG),
     Fault("decoding: a block is never whole", ONLINE, READ, "% self.block == 0", "% 65 == 0",
           "decoding", MIXER, FORWARD, spec=LONG),
-    Fault("decoding: rows in float16", ONLINE, KEEP, "self.rows = inputs",
-          "self.rows = inputs.astype(mx.float16)", "decoding", MIXER, FORWARD, spec=LONG),
+    Fault("decoding: tiles of inputs in float16", ONLINE, KEEP, "ahead(inputs)",
+          "ahead(inputs.astype(mx.float16))", "decoding", MIXER, FORWARD, spec=LONG),
 ]
 
 
