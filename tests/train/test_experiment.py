@@ -78,8 +78,8 @@ def test_every_experiment(name: str, backend: str, capsys: pytest.CaptureFixture
     shown = capsys.readouterr()
     found = results(f"{name}-{backend}")
     setups = [row["setup"] for row in found["table"]]
-    assert len(set(setups)) == (len(architectures()) if name == "architectures" else
-                                2 if some else 4 if name == "mla-long" else 3)
+    sizes = {"architectures": len(architectures()), "mla-long": 4, "toeplitz": 8}
+    assert len(set(setups)) == (2 if some else sizes.get(name, 3))
     assert len(setups) == len(set(setups)) * (3 if name == "batch-vs-seqlen" else 1)
     for row in found["table"]:
         assert row["setup"] in shown.out

@@ -204,6 +204,20 @@ def test_the_answer_of_mla_long() -> None:
     assert text.count("Read without the faults it is 9.000.") == 1
 
 
+def test_the_answer_of_toeplitz() -> None:
+    made = made_up("toeplitz", {"nomean_proj-raw": 2.1, "mean_proj-raw": 2.2,
+                                "nomean_noproj-raw": 2.3, "mean_noproj-raw": 2.4,
+                                "mean_proj": 1.9, "": 2.0})
+    text = said(made)
+    assert "raw: nomean_proj-raw 2.110 < mean_proj-raw 2.210 < nomean_noproj-raw 2.310 < " \
+        "mean_noproj-raw 2.410 nats; the original's order" in text
+    assert "softplus 2.010 nats; not the original's order, nomean_proj < mean_proj" in text
+    assert "Dividing by the sum: mean_proj-softplus -0.100, mean_noproj-softplus +0.000 (less " \
+        "than the spread), mean_proj-raw +0.100, mean_noproj-raw +0.100." in text
+    assert "Projections: mean_proj-softplus -0.100, nomean_proj-softplus +0.000 (less than the " \
+        "spread), mean_proj-raw -0.200, nomean_proj-raw -0.200." in text
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_planted_mask_shows_the_future(backend: str) -> None:
     spec = spec_type("mla").preset("tiny")
