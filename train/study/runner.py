@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -135,12 +135,14 @@ class Runner:
                 text=True, start_new_session=True, pass_fds=(self.lock.fileno(),))
             assert process.stdin
             try:
-                process.stdin.write(json.dumps(task) + "\n")
-                process.stdin.flush()
+                with suppress(BrokenPipeError):  # it is dead already
+                    process.stdin.write(json.dumps(task) + "\n")
+                    process.stdin.flush()
                 while not self.ended(process):
                     self.watch(arm, task)
             finally:
-                process.stdin.close()
+                with suppress(BrokenPipeError):
+                    process.stdin.close()
                 process.wait()
             lines = [file.read().strip().splitlines() for file in (answer, said)
                      if file.seek(0) == 0]
