@@ -1,0 +1,218 @@
+"""Every experiment from end to end at the smallest sizes, and one that is killed."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from specs import UserError, architectures
+from specs.backend import BACKENDS
+from tests.train.running import ROOT, wait_for_step
+from train import experiment, experiments, metrics
+from train.rundir import RUNS, RunDir
+from train.study import plan as planning
+from train.study import runner, worker
+from train.study.setup import Setup
+
+pytestmark = pytest.mark.usefixtures("here")
+COMMAND = ROOT / "train" / "experiment.py"
+SMALLEST = ["architectures", "--only", "gpt", "--lr", "0.003", "--steps", "8", "--seeds", "1",
+            "--data", "text.txt"]
+SPEEDS = ("tokens_per_s", "memory", "decoding", "setup", "kind")
+
+
+def perform(self: runner.Runner, arm: planning.Arm) -> dict[str, Any]:
+    """In this process."""
+    return json.loads(json.dumps(worker.perform(self.task(arm))))
+
+
+def tiny(setup: Setup) -> Setup:
+    kept = {"block_size": 16 * setup.fields["block_size"] // 256 or 8}
+    return replace(setup, preset="tiny", fields=kept,
+                   settings={**setup.settings, "batch_size": 2, "micro_batch": 1})
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Experiments with the smallest models, in this process."""
+    true = experiments.load
+
+    def load(name: str) -> planning.Experiment:
+        found = true(name)
+        return replace(found, contexts=(4,) if found.contexts else (), setups=lambda full, size: {
+            each: tiny(setup) for each, setup in found.setups(full, size).items()})
+
+    monkeypatch.setattr(experiments, "load", load)
+    monkeypatch.setattr(runner.Runner, "ask", perform)
+    monkeypatch.setattr(planning, "HELD_OUT", 64)
+    monkeypatch.setattr(worker, "HELD_OUT", 64)
+    monkeypatch.setattr("train.files.flush", lambda _: None)
+    monkeypatch.setattr("train.plots.draw", lambda _: [])
+    for backend in BACKENDS:
+        monkeypatch.setattr(f"{backend}_models.backend.Backend.matmul_rate", lambda *_: 1e9)
+
+
+def results(name: str) -> dict[str, Any]:
+    return json.loads((RUNS / name / "results.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", experiments.names())
+def test_every_experiment(name: str, backend: str, capsys: pytest.CaptureFixture[str],
+                          monkeypatch: pytest.MonkeyPatch) -> None:
+    some = {"optimizers": ["--only", "gpt-adamw", "gpt-muon"]}.get(name, [])
+    call = [name, "--backend", backend, "--steps", "2", "--seeds", "1", "--data", "text.txt",
+            *some]
+    if name != "batch-vs-seqlen":
+        call += ["--lr", "0.01", *(["0.02"] if name == "optimizers" else [])]
+    assert experiment.main(call) == 0
+    shown = capsys.readouterr()
+    found = results(f"{name}-{backend}")
+    setups = [row["setup"] for row in found["table"]]
+    sizes = {"architectures": len(architectures()), "mla-long": 4, "toeplitz": 8}
+    assert len(set(setups)) == (2 if some else sizes.get(name, 3))
+    assert len(setups) == len(set(setups)) * (3 if name == "batch-vs-seqlen" else 1)
+    for row in found["table"]:
+        assert row["setup"] in shown.out
+        assert 4 < row["loss_tokens"]["middle"] < 8 and row["memory"] > 0
+    assert shown.err.count("tokens/s") >= len(found["arms"]) - len(set(setups))
+    assert found["answer"].replace("**", "")[:40] in shown.out
+    page = (RUNS / f"{name}-{backend}" / f"{name}.md").read_text(encoding="utf-8")
+    assert sum(line.startswith("| ") for line in page.splitlines()) == 2 + len(setups)
+    for picture in page.split("](")[1:]:
+        assert (RUNS / f"{name}-{backend}" / picture.partition(")")[0]).stat().st_size > 10_000
+    run = next(key for key, arm in found["arms"].items() if arm["kind"] == "tokens")
+    assert RunDir.open(f"{name}-{backend}/{run}").name == f"{name}-{backend}/{run}"
+
+    def never(self: runner.Runner, arm: planning.Arm) -> dict[str, Any]:
+        raise AssertionError(f"{arm.name} was done")
+
+    monkeypatch.setattr(runner.Runner, "ask", never)
+    assert experiment.main(call) == 0
+    assert results(f"{name}-{backend}") == found
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_killed_and_called_again(backend: str) -> None:
+    """In processes of their own: in one that holds both backends they share a BLAS."""
+    def call(name: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, COMMAND, *SMALLEST, "--backend", backend, "--name", name],
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    process = call("killed")
+    wait_for_step("killed/gpt-lr0.003-s0", 1)
+    process.kill()
+    process.communicate()
+    assert list(results("killed")["arms"]) == ["gpt-probe"]
+    _, again = call("killed").communicate(timeout=300)
+    assert "2/2 gpt-lr0.003-s0: 8 steps" in again and "gpt-probe" not in again, again
+    rows = metrics.read(RUNS / "killed" / "gpt-lr0.003-s0" / "metrics.jsonl")
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 9))
+
+    call("unbroken").communicate(timeout=300)
+    broken, whole = (without_speeds(results(name)["table"]) for name in ("killed", "unbroken"))
+    assert broken == whole
+    one, other = (RunDir.open(f"{name}/gpt-lr0.003-s0").weights()
+                  for name in ("killed", "unbroken"))
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def without_speeds(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key not in SPEEDS} for row in table]
+
+
+@pytest.mark.needs("torch")
+def test_stopped_by_ctrl_c() -> None:
+    process = subprocess.Popen([sys.executable, COMMAND, *SMALLEST, "--backend", "torch"],
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for_step("architectures-torch/gpt-lr0.003-s0", 1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.endswith("stopped; the same command goes on with it\n")
+    run = RunDir.open("architectures-torch/gpt-lr0.003-s0")
+    assert run.weights() and not list(run.path.rglob("*.tmp"))
+    with run.lock():
+        pass
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.needs("torch")
+def test_what_fails_is_told_and_tried_again(monkeypatch: pytest.MonkeyPatch,
+                                            capsys: pytest.CaptureFixture[str]) -> None:
+    def some(self: runner.Runner, arm: planning.Arm) -> dict[str, Any]:
+        if arm.setup == "dense-total" and arm.kind != "probe":
+            return {"error": "not enough memory (8 GB)"}
+        return perform(self, arm)
+
+    call = ["moe-baseline", "--backend", "torch", "--steps", "2", "--seeds", "1", "--data",
+            "text.txt"]
+    monkeypatch.setattr(runner.Runner, "ask", some)
+    assert experiment.main(call) == 0
+    assert "dense-total-lr0.01-s0: not enough memory (8 GB)" in capsys.readouterr().err
+    page = (RUNS / "moe-baseline-torch" / "moe-baseline.md").read_text(encoding="utf-8")
+    assert page.count("not enough memory (8 GB)") == 1
+    monkeypatch.setattr(runner.Runner, "ask", perform)
+    assert experiment.main(call) == 0
+    assert all("error" not in arm for arm in results("moe-baseline-torch")["arms"].values())
+    with pytest.raises(UserError, match="made with another steps: choose another --name"):
+        experiment.main([*call[:4], "3", *call[5:]])
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.needs("torch")
+def test_a_tokenizer_is_learnt_once_and_used_by_all() -> None:
+    call = ["moe-baseline", "--backend", "torch", "--steps", "1", "--seeds", "2", "--only",
+            "dense-active", "--data", "text.txt", "--tokenizer", "bpe:280"]
+    assert experiment.main(call) == 0
+    runs = [RunDir.open(f"moe-baseline-torch/dense-active-lr0.01-s{seed}") for seed in (0, 1)]
+    assert {run.spec.vocab_size for run in runs} == {280}
+    assert {run.config["corpus"]["fingerprint"] for run in runs} == {
+        results("moe-baseline-torch")["about"]["fingerprint"]}
+    assert all(run.settings.tokenizer.endswith("tokenizer.json") for run in runs)
+
+
+@pytest.mark.needs("torch")
+def test_a_worker_that_dies(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
+    script = here / "dies.py"
+    monkeypatch.setattr(runner, "WORKER", script)
+    call = [*SMALLEST, "--backend", "torch", "--name", "dead"]
+    for text, error in (("raise SystemExit('error: no such thing')", "error: no such thing"),
+                        ("import os; os.kill(os.getpid(), 9)", "it was killed")):
+        script.write_text(text)
+        with pytest.raises(UserError, match=f"no training came to its end: {error}"):
+            experiment.main(call)
+        assert results("dead")["arms"]["gpt-probe"]["error"] == error
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ([], "which experiment"), (["optimisers"], "did you mean 'optimizers'"),
+    (["optimizers", "--only", "gpt"], "no setup 'gpt'"),
+    (["optimizers", "--steps", "0"], "--steps 0 must be positive"),
+    (["optimizers", "--steps", "1", "--minutes", "1"], "both bound"),
+    (["optimizers", "--lr", "-1"], "--lr must be positive"),
+    (["optimizers", "--data", "nowhere.txt"], "nowhere.txt"),
+], ids=lambda value: " ".join(value) or "nothing" if isinstance(value, list) else "")
+def test_bad_input(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        experiment.main(arguments)
+    assert not RUNS.exists()
+
+
+def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
+    assert experiment.main(["--list"]) == 0
+    assert all(f"{name}: " in capsys.readouterr().out for name in experiments.names()[:1])
+    assert experiment.main(["architectures", "--list", "--data", "text.txt"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"--arch {arch} " in said for arch in architectures())
+    assert "sweep: bdh-lr0.001-sweep 50 steps" in said and not RUNS.exists()
