@@ -62,8 +62,8 @@ FAULTS = [
           spec=LONG),
     Fault("decoding: a tile of near distances alone", ONLINE, AHEAD, ": 2 * U]", ": U]",
           "decoding", MIXER, FORWARD, spec=LONG),
-    Fault("decoding: tiles take each other's place", ONLINE, KEEP, "more + self.rows[:, :, end : end + U]",
-          "more", "decoding", MIXER, FORWARD, spec=LONG),
+    Fault("decoding: tiles take each other's place", ONLINE, KEEP,
+          "more + self.rows[:, :, end : end + U]", "more", "decoding", MIXER, FORWARD, spec=LONG),
 ]
 
 
