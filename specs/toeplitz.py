@@ -112,7 +112,7 @@ class Spec(Layered):
 
         Where a sum crosses zero the mean is nearly all of what the next norm reads. The gradient
         along it then cancels but for rounding, and that, divided by the sum, is the gradient of
-        the kernel: no nudge of the weights, which leaves such directions what they are, tells of it.
+        The gradient along it then cancels but for rounding, and that, over the sum, is the gradient of
         """
         if self.kernel == "softplus" or not self.do_toep_mean:
             return weights
