@@ -111,8 +111,8 @@ class Spec(Layered):
         """Raw kernels whose sums stay above 1, by their first number.
 
         Where a sum crosses zero the mean is nearly all of what the next norm reads. The gradient
-        along it then cancels but for rounding, and that, divided by the sum, is the gradient of
-        The gradient along it then cancels but for rounding, and that, over the sum, is the gradient of
+        along it then cancels but for rounding, and that, over the sum, is the gradient of the
+        kernel. No nudge of the weights tells of it, for such directions stay what they are.
         """
         if self.kernel == "softplus" or not self.do_toep_mean:
             return weights
