@@ -55,7 +55,7 @@ def edge_cases(spec: Spec, seed: int) -> list[Case]:
 def lively_weights(spec: Spec, seed: int) -> Arrays:
     """Initial weights, with noise in the tensors that start constant.
 
-    A bias of zeros or a norm weight of ones would hide that a panel forgot it.
+    A bias of zeros or a norm weight of ones would hide that a panel forgot it. Poles are left.
     """
     weights = init_weights(spec, seed)
     for name, value in weights.items():
@@ -63,7 +63,7 @@ def lively_weights(spec: Spec, seed: int) -> Arrays:
             rng = np.random.Generator(philox(seed, "lively", name))
             std = 0.1 if value.ndim < 2 else value.shape[-1] ** -0.5
             weights[name] = value + np.float32(std) * rng.standard_normal(value.shape, np.float32)
-    return weights
+    return spec.away_from_poles(weights)
 
 
 def random_spec(arch: str, seed: int) -> Spec:

@@ -29,6 +29,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+
 from specs.base import Param, linear, norm
 from specs.init import Init, constant, normal
 from specs.layered import Layered
@@ -104,6 +106,20 @@ class Spec(Layered):
     @property
     def decode_kinds(self) -> tuple[str, ...]:
         return KINDS
+
+    def away_from_poles(self, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Raw kernels whose sums stay above 1, by their first number.
+
+        Where a sum crosses zero the mean is nearly all of what the next norm reads. The gradient
+        along it then cancels but for rounding, and that, over the sum, is the gradient of the
+        kernel. No nudge of the weights tells of it, for such directions stay what they are.
+        """
+        if self.kernel == "softplus" or not self.do_toep_mean:
+            return weights
+        kernels = {name: a.copy() for name, a in weights.items() if name.endswith("mixer.kernel")}
+        for a in kernels.values():
+            a[:, 0] += np.maximum(0, 1 - np.cumsum(a, axis=1).min(axis=1))
+        return {**weights, **kernels}
 
     def flops_per_token(self, T: int) -> float:
         """The products with all matrices; and for each channel those with what is visible, or the

@@ -12,7 +12,7 @@ class PromptCache:
     def state(self):
         """Arrays to wait for."""
         parts = vars(self).values()
-        return [part if isinstance(part, dict) else getattr(part, "buffer", None)
+        return [part if isinstance(part, dict | mx.array) else getattr(part, "buffer", None)
                 for part in parts]
 
 

@@ -26,6 +26,7 @@ SPECS: dict[str, Spec] = {
                                    v_head_dim=8, d_ff=64, tie_embeddings=False),
     "bdh": spec_type("bdh").preset("tiny"), "bdh-window": spec_type("bdh").preset("tiny", window=6),
     "mamba2": spec_type("mamba2").preset("tiny"),
+    "hyena": spec_type("hyena").preset("tiny"),
     "retnet": spec_type("retnet").preset("tiny", d_ff=64),
     "rwkv7": spec_type("rwkv7").preset("tiny", tie_embeddings=True)}
 PROMPT = np.random.default_rng(5).integers(0, 64, 40).astype(np.int32)

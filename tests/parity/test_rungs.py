@@ -15,7 +15,8 @@ from parity.cases import edge_cases, lively_weights, random_case, random_spec
 from parity.ladder import RUNGS, climb, result
 from parity.locate import locate
 from parity.locate_decoding import locate_decoding
-from specs import Spec, architectures, spec_type
+from parity.subject import Subject
+from specs import Spec, architectures, init_weights, spec_type
 from specs.backend import Backend
 from specs.base import Param
 from tests.parity.conftest import small_subject, subject_of
@@ -95,6 +96,17 @@ def test_retnet_in_chunks_climbs(panels: dict[str, Backend]) -> None:
     """160 tokens are two chunks and half of one."""
     subject = small_subject(panels, "retnet", block_size=160)
     assert not [(found.rung, found.worst()) for found in climb(subject, ODD) if not found.ok]
+
+
+def test_a_mean_by_sums_that_cross_zero_climbs_forwards(panels: dict[str, Backend]) -> None:
+    """The budgets widen by themselves; the gradient of such a kernel is rounding, and left out."""
+    spec = small_subject(panels, "toeplitz", do_toep_mean=True, kernel="raw").spec
+    weights = init_weights(spec)
+    kernel = weights["layers.0.mixer.kernel"]
+    assert np.abs(np.cumsum(kernel, axis=1)).min() < 0.05
+    subject = Subject(spec, weights, panels, panels["torch"])
+    for found in climb(subject, ["activations", "logits", "decoding"]):
+        assert found.ok, found.worst()
 
 
 def test_random_specs_differ_and_repeat() -> None:
