@@ -89,11 +89,6 @@ class HyenaCache(PromptCache):
     def offset(self):
         return self.convs[0].offset
 
-    @property
-    def state(self):
-        """Arrays to wait for."""
-        return list(self.arrays().values())
-
     def arrays(self):
         """What is held, by name."""
         held = {f"{o}.{name}": array for o, conv in enumerate(self.convs)

@@ -43,7 +43,9 @@ def in_pieces(kind: str) -> Callable[[Trial], Figures]:
                         [piece.shape[1] for piece in pieces])
         if trial.is_referee:
             whole = figures([trial.backend.trace(trial.model, trial.batch)], [T])
-            return {**{name: value for name, value in whole.items() if name in found},
+            same = {name: value for name, value in whole.items()
+                    if name in found and value.shape == found[name].shape}
+            return {**same,
                     "logits": trial.backend.logits(trial.model, tokens)}
         return {**found,
                 "logits": np.concatenate([other.prefill(piece) for piece in pieces], axis=1)}
@@ -54,7 +56,8 @@ def in_pieces(kind: str) -> Callable[[Trial], Figures]:
 def figures(pieces: list[list[Call]], lengths: list[int]) -> Figures:
     """The floats of each module, those of all pieces joined where they go with the tokens: along
     axis −2 in every architecture. Left out is what not every piece calls, and what goes with the
-    tokens that are held: a few tokens behind many may take another way than all at once."""
+    tokens that are held: a few tokens behind many may take another way than all at once. So is, by
+    the referee, what decoding computes for more tokens than there are, as hyena's filters."""
     joined: Arrays = {}
     by_path = [{call.path: call for call in calls} for calls in pieces]
     for path in by_path[0]:

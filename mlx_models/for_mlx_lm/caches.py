@@ -11,9 +11,14 @@ class PromptCache:
     @property
     def state(self):
         """Arrays to wait for."""
-        parts = vars(self).values()
-        return [part if isinstance(part, dict | mx.array) else getattr(part, "buffer", None)
-                for part in parts]
+        return [arrays_of(part) for part in vars(self).values()]
+
+
+def arrays_of(part):
+    """What of a cache's attribute is arrays, in lists or dicts; None for nothing."""
+    if isinstance(part, list):
+        return [each.state for each in part]
+    return part if isinstance(part, dict | mx.array) else getattr(part, "buffer", None)
 
 
 class PromptKeyValueCache(PromptCache):
