@@ -6,25 +6,17 @@ seed: the same number of updates as the baseline's, or as many as the baseline's
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import log, prod
 from statistics import mean, median
 from typing import Any
 
 from bench.claims import Option, Plan
+from train.study.figures import Figure, figure, listed
 
 Trials = Mapping[str, Mapping[str, Any]]
 ALIKE = 1.1  # ratios that differ by less are called the same
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A median or mean, and the lowest and highest it was made of."""
-
-    middle: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -71,11 +63,6 @@ def differences(mine: Mapping[int, Mapping[str, Any]],
                 others: Mapping[int, Mapping[str, Any]]) -> Figure | None:
     """Of the losses, seed by seed."""
     return figure([mine[i]["loss"] - others[i]["loss"] for i in mine.keys() & others.keys()], mean)
-
-
-def figure(values: Iterable[float], middle: Any) -> Figure | None:
-    values = list(values)
-    return Figure(middle(values), min(values), max(values)) if values else None
 
 
 def verdict(option: Option, found: Shown) -> str:
@@ -179,7 +166,3 @@ def best_length(trials: Trials, plan: Plan, backend: str) -> str:
     return ("**What is the best length for a given time?** With equal tokens an update, in the "
             "time of the baseline's updates, the lowest held-out loss comes from training on "
             f"{listed(said)}.")
-
-
-def listed(words: list[str]) -> str:
-    return ", ".join(words) or "none"

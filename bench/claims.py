@@ -7,42 +7,18 @@ it; the stack adds them one after the other in the order of this file.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from specs import gpt, moe
+from train.study.setup import Setup
 
 GPT2 = {"norm": "layernorm", "pos": "learned", "mlp": "gelu_tanh", "bias": True}
 LLAMA = {"norm": "rmsnorm", "pos": "rope", "mlp": "swiglu", "bias": False}
 ACCUMULATED = 4  # micro-batches
 NO_UNITS = "no matrix units for it here: tensor cores and Metal have them"
 Range = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Setup:
-    """`fields` of the spec, `settings` of train/run.py."""
-
-    arch: str
-    fields: dict[str, Any]
-    settings: dict[str, Any]
-
-    @property
-    def tokens(self) -> int:
-        """Of one update."""
-        return self.settings["batch_size"] * self.fields["block_size"]
-
-    def arguments(self) -> list[str]:
-        """For train/run.py."""
-        words = ["--arch", self.arch, "--preset", "demo"]
-        for name, value in self.fields.items():
-            words += ["--set", f"{name}={json.dumps(value)}"]
-        for name, value in self.settings.items():
-            option = "--" + name.replace("_", "-")
-            words += [option] if value is True else [option, str(value)]
-        return words
 
 
 Change = Callable[[Setup], Setup]

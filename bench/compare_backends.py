@@ -25,11 +25,11 @@ from rich.progress import track
 from rich.table import Table
 
 from bench.again import RESULTS
-from bench.worker import DECODED
 from specs import Spec, UserError, architectures, main_exit, spec_type
 from specs.backend import available_backends
 from specs.machine import chip
 from train.files import write_json
+from train.study.probe import DECODED
 
 WORKER = Path(__file__).parent / "worker.py"
 CONSOLE = Console(highlight=False)

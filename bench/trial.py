@@ -15,19 +15,18 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from statistics import median
 from typing import Any
 
 from specs import UserError
 from specs.backend import Backend, load_backend
 from specs.errors import lacking
-from specs.machine import give_back
 from train import metrics
 from train import run as training
 from train.batches import validation_windows
 from train.loop import Loop
 from train.options import parser
 from train.plots import Rows
+from train.study.probe import held
 
 # In float32, since half precision is slow on many CPUs; compilers are loaded, nothing is compiled.
 SMALL = ["--set", "n_layer=1", "--block-size", "8", "--dtype", "float32", "--steps"]
@@ -60,7 +59,7 @@ def measure(backend: Backend, task: dict[str, Any]) -> dict[str, Any]:
         ending = loop.train()
         peaks = [row["memory"] for row in metrics.read(loop.run.metrics) if "memory" in row]
         rows = go_on(loop, task["seconds"])
-    found = {"rate": rate(rows), "memory": max(1, peaks[-1] - before),
+    found = {"rate": metrics.rate(rows), "memory": max(1, peaks[-1] - before),
              "steps": loop.state.step, "skipped": loop.state.skipped, "ending": ending,
              "loss": next((row["val_loss"] for row in rows if "val_loss" in row), None)}
     for length in task["lengths"]:
@@ -71,29 +70,17 @@ def measure(backend: Backend, task: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def rate(rows: Rows) -> float:
-    rates = [row["tokens_per_s"] for row in rows if "tokens_per_s" in row]
-    return median(rates[1:] or rates)
-
-
 def go_on(loop: Loop, seconds: float) -> Rows:
     """Train on for about so long, where the steps made took less; the metrics, from there on if
     there are more."""
     rows, done = metrics.read(loop.run.metrics), loop.state.step
-    more = int(seconds * rate(rows) * done / loop.state.tokens)
+    more = int(seconds * metrics.rate(rows) * done / loop.state.tokens)
     if more <= done:
         return rows
     loop.settings = replace(loop.settings, steps=done + more, log_every=max(1, more // 5),
                             eval_every=done + more, save_every=done + more)
     loop.train()
     return metrics.read(loop.run.metrics)[len(rows):]
-
-
-def held(backend: Backend) -> int:
-    """Bytes in use now, from which on the peak is counted."""
-    give_back()
-    backend.reset_peak_memory()
-    return backend.peak_memory()
 
 
 def main() -> None:

@@ -16,10 +16,8 @@ from typing import Any
 import numpy as np
 
 from specs import init_weights, spec_type
-from specs.backend import Backend, Batch, Model, OptimizerSettings, load_backend
-from specs.base import Spec
-
-DECODED = 16  # tokens timed at each context length
+from specs.backend import Batch, OptimizerSettings, load_backend
+from train.study.probe import decode
 
 
 def timed(work: Callable[[], object], seconds: float) -> float:
@@ -58,19 +56,6 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
         seconds[f"decode {length}"] = decode(backend, model, spec, length)
     return {"seconds": seconds, "memory": memory, "versions": backend.versions(),
             "matmul": backend.matmul_rate(task["dtype"]), "bandwidth": backend.bandwidth()}
-
-
-def decode(backend: Backend, model: Model, spec: Spec, length: int) -> float:
-    """Median seconds of one token of one sequence behind `length` others."""
-    prompt = np.random.default_rng(1).integers(0, spec.vocab_size, (1, length)).astype(np.int32)
-    decoder = backend.decoder(model, 1, length + DECODED)
-    decoder.prefill(prompt)
-    times = []
-    for _ in range(DECODED):
-        start = time.perf_counter()
-        decoder.step(prompt[:, 0])
-        times.append(time.perf_counter() - start)
-    return median(times[1:])
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import json
 import math
 import os
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from train.files import write_text
@@ -51,3 +52,9 @@ def cut(path: Path, step: int) -> None:
     if path.exists():
         rows = [row for row in read(path) if row.get("step", 0) <= step]
         write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def rate(rows: list[dict[str, Any]]) -> float:
+    """Tokens/s: the median over the log points, but for the first, which also starts up."""
+    rates = [row["tokens_per_s"] for row in rows if "tokens_per_s" in row]
+    return median(rates[1:] or rates)

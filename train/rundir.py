@@ -3,6 +3,8 @@
     config.json     arch, spec, training settings, versions, corpus, git commit
     tokenizer.json  corpus/ (when small)  metrics.jsonl  plots/  step-00001000/
     origin/         of an adopted run: what its folder held besides weights and tokenizer
+
+Runs that belong together lie in a folder, and have names such as GROUP/NAME.
 """
 
 from __future__ import annotations
@@ -43,8 +45,9 @@ class RunDir:
     @property
     def name(self) -> str:
         """What `open` finds this run by: its name under runs/, elsewhere its path."""
-        inside = self.path.resolve().parent == RUNS.resolve()
-        return self.path.name if inside else str(self.path)
+        path, runs = self.path.resolve(), RUNS.resolve()
+        inside = runs in (path.parent, path.parent.parent)
+        return str(path.relative_to(runs)) if inside else str(self.path)
 
     @classmethod
     def open(cls, name: str | Path) -> RunDir:
@@ -52,7 +55,8 @@ class RunDir:
         for path in (Path(name).resolve(), RUNS / name):
             if (path / "config.json").is_file():
                 return cls(path)
-        known = sorted(path.parent.name for path in RUNS.glob("[!.]*/config.json"))
+        known = sorted(str(path.parent.relative_to(RUNS)) for pattern in ("[!.]*", "[!.]*/[!.]*")
+                       for path in RUNS.glob(f"{pattern}/config.json"))
         hint = did_you_mean(str(name), known) if known else (
             "; train one first: python train/run.py --arch bdh")
         raise UserError(f"no run {str(name)!r}" + hint.replace("It has:", "There are:"))
@@ -65,9 +69,9 @@ class RunDir:
 
         `fill` writes the rest of it; the run exists when that has ended well, or not at all.
         """
-        if name is not None and not re.fullmatch(r"\w[\w.-]{0,99}", name):
+        if name is not None and not re.fullmatch(r"(\w[\w.-]{0,99}/)?\w[\w.-]{0,99}", name):
             raise UserError(f"--name {name!r} must be at most 100 letters, digits, '-', '_' and "
-                            "'.', and begin with a letter or digit")
+                            "'.', and begin with a letter or digit; GROUP/NAME for one of many")
         path = RUNS / (name or free_name(f"{spec.arch}-{preset}"))
         try:
             with new_folder(path) as aside:
@@ -79,8 +83,8 @@ class RunDir:
                     "created": time.strftime("%Y-%m-%d %H:%M:%S")})
                 fill(aside)
         except FileExistsError:
-            raise UserError(f"{path} exists: go on with it by --resume {path.name}, or choose "
-                            "another --name") from None
+            raise UserError(f"{path} exists: go on with it by --resume {cls(path).name}, or "
+                            "choose another --name") from None
         return cls(path)
 
     @property

@@ -1,0 +1,216 @@
+"""What an experiment is, and which trainings it needs, given those that are done.
+
+A training, an `Arm`, is of one of these kinds:
+
+    probe   no training: peak memory of a step, speed of decoding, for each setup
+    sweep   a short training at each learning rate, beyond the best while that is the first or last
+    tokens  all setups see the same number of tokens, for each seed
+    time    all setups of a group are given the same time, by the speeds that `tokens` measured
+    clock   with --minutes, in place of both: each training is ended by the clock
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import inf
+from statistics import median, median_low
+from typing import Any, Literal
+
+from specs import Spec
+from train.study.setup import Setup, options
+
+SWEEP = 0.25  # of the length of a training
+BEYOND = 3  # learning rates tried at most outside those given
+NEAR = 0.05  # a number of updates that differs by less is the same
+HELD_OUT = 16_384  # tokens of the held-out part that are read
+GUESS = 2e10  # FLOP/s, before anything is measured
+START = 5.0  # seconds of a process besides its training
+Kind = Literal["probe", "sweep", "tokens", "time", "clock"]
+Found = dict[str, dict[str, Any]]  # name of an arm → its figures
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """`setups(full, vocab_size)` by name; `steps`: updates of the first of them, by default and
+    with --full; `minutes`: how long the default takes on two cores; `choose`: each setup is shown
+    at its best learning rate alone; `contexts`: tokens behind which decoding is timed;
+    `answer(plan)`: the paragraphs that answer `question` from the figures."""
+
+    question: str
+    setups: Callable[[bool, int], dict[str, Setup]]
+    answer: Callable[[Plan], str]
+    steps: tuple[int, int]
+    minutes: int
+    choose: bool = True
+    contexts: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Arm:
+    """`length`: updates, or minutes of the kind clock."""
+
+    setup: str
+    kind: Kind
+    lr: float = 0.0
+    seed: int = 0
+    length: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """Of its run, in the folder of the experiment."""
+        ending = {"probe": "-probe", "sweep": f"-lr{self.lr:g}-sweep",
+                  "tokens": f"-lr{self.lr:g}-s{self.seed}"}
+        return self.setup + ending.get(self.kind, f"-lr{self.lr:g}-{self.kind}-s{self.seed}")
+
+
+@dataclass
+class Plan:
+    """An experiment at some size. `found` grows while it is carried out; `words`: of train/run.py
+    for all trainings, the data; `lrs`: in place of the setups' own learning rates."""
+
+    experiment: Experiment
+    setups: dict[str, Setup]
+    steps: int
+    seeds: int = 3
+    minutes: float | None = None
+    vocab_size: int = 256
+    words: list[str] = field(default_factory=list)
+    lrs: tuple[float, ...] = ()
+    only: tuple[str, ...] = ()
+    found: Found = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.tokens = self.steps * next(iter(self.setups.values())).tokens
+        if self.only:
+            self.setups = {name: self.setups[name] for name in self.only}
+
+    @cached_property
+    def specs(self) -> dict[str, Spec]:
+        return {name: setup.spec(self.vocab_size) for name, setup in self.setups.items()}
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """Of the trainings that are compared."""
+        return ("tokens", "time") if self.minutes is None else ("clock",)
+
+    def arms(self) -> Iterator[Arm]:
+        """All of them, in order: those that depend on what is not known yet, as it seems now."""
+        yield from (Arm(name, "probe") for name in self.setups)
+        yield from self.sweep()
+        for kind in self.kinds:
+            for seed in range(self.seeds):
+                for name in self.setups:
+                    for lr in self.shown(name):
+                        arm = self.arm(name, kind, lr, seed)
+                        if arm.kind == kind:
+                            yield arm
+
+    def sweep(self) -> Iterator[Arm]:
+        if self.experiment.choose:
+            for name in self.setups:
+                rates = self.rates(name)
+                if len(rates) > 1:
+                    yield from (self.swept(name, lr) for lr in rates)
+
+    def swept(self, name: str, lr: float) -> Arm:
+        length = self.minutes or self.updates(name)
+        short = SWEEP * length if self.minutes else max(1, round(SWEEP * length))
+        return Arm(name, "sweep", lr, 0, short)
+
+    def rates(self, name: str) -> list[float]:
+        """The learning rates of a sweep, in order."""
+        rates = sorted(self.lrs or self.setups[name].rates)
+        factor = rates[1] / rates[0] if len(rates) > 1 and not self.lrs else 1.0
+        for _ in range(BEYOND if factor > 1 else 0):
+            best = self.best(name, rates)
+            if best == rates[0]:
+                rates.insert(0, float(f"{rates[0] / factor:.2g}"))
+            elif best == rates[-1]:
+                rates.append(float(f"{rates[-1] * factor:.2g}"))
+            else:
+                break
+        return rates
+
+    def best(self, name: str, rates: list[float]) -> float | None:
+        """The learning rate whose sweep ended lowest; None before all are known, or if all fail."""
+        losses = {lr: loss for lr in rates if (loss := self.loss(self.swept(name, lr))) is not None}
+        known = len(losses) == len(rates) and min(losses.values()) < inf
+        return min(losses, key=losses.__getitem__) if known else None
+
+    def shown(self, name: str) -> list[float]:
+        """The learning rates of a setup that are compared: the best of its sweep, or all."""
+        rates = self.rates(name)
+        if not self.experiment.choose or len(rates) == 1:
+            return rates
+        return [self.best(name, rates) or rates[len(rates) // 2]]
+
+    def loss(self, arm: Arm) -> float | None:
+        """Held-out nats at the end; infinite where it diverged, None where it is not known."""
+        figures = self.found.get(arm.name, {})
+        return inf if figures.get("error") == "diverged" else figures.get("loss")
+
+    def arm(self, name: str, kind: Kind, lr: float, seed: int) -> Arm:
+        """The training of this kind; that of equal tokens where equal time is the same."""
+        if kind == "clock":
+            return Arm(name, kind, lr, seed, self.minutes or 0.0)
+        timed = self.timed(name)
+        if kind == "time" and abs(timed / self.updates(name) - 1) >= NEAR:
+            return Arm(name, kind, lr, seed, timed)
+        return Arm(name, "tokens", lr, seed, self.updates(name))
+
+    def updates(self, name: str) -> int:
+        """At equal tokens."""
+        return max(1, round(self.tokens / self.setups[name].tokens))
+
+    def timed(self, name: str) -> int:
+        """Updates in the time that the middle setup of the group needs at equal tokens."""
+        group = [other for other, setup in self.setups.items()
+                 if setup.group == self.setups[name].group]
+        known = [other for other in group if self.ended(other, ("tokens",))]
+        budget = median_low(self.tokens / self.speed(other) for other in known or group)
+        return max(1, round(budget * self.speed(name) / self.setups[name].tokens))
+
+    def speed(self, name: str) -> float:
+        """Tokens/s: the median of what was measured, or what FLOPs let expect."""
+        rates = [figures["rate"] for figures in self.ended(name, ("tokens", "clock"))]
+        return median(rates) if rates else self.flops(name) / self.cost(name)
+
+    def flops(self, name: str) -> float:
+        """FLOP/s that a setup was seen to reach in its sweep, or any, or a guess."""
+        for known in ([name], list(self.setups)):
+            rates = [figures["rate"] * self.cost(each) for each in known
+                     for figures in self.ended(each, ("sweep", "tokens", "clock"))]
+            if rates:
+                return median(rates)
+        return GUESS
+
+    def cost(self, name: str) -> float:
+        """FLOPs of training on one token."""
+        return 3 * self.specs[name].flops_per_token(self.setups[name].fields["block_size"])
+
+    def ended(self, name: str, kinds: tuple[str, ...]) -> list[dict[str, Any]]:
+        """Figures of all trainings of a setup that ended well."""
+        return [figures for figures in self.found.values() if figures.get("setup") == name
+                and figures.get("kind") in kinds and "error" not in figures]
+
+    def seconds(self, arm: Arm) -> float:
+        """How long it will take, about."""
+        length = 0.0 if arm.kind == "probe" else 60 * arm.length
+        if self.minutes is None:
+            length = arm.length * self.setups[arm.setup].tokens / self.speed(arm.setup)
+        return START + length
+
+    def training_words(self, arm: Arm) -> list[str]:
+        """For train/run.py."""
+        setup = self.setups[arm.setup]
+        settings: dict[str, Any] = {"lr": arm.lr, "seed": arm.seed, "keep": 1, "eval_windows": max(
+            1, HELD_OUT // setup.fields["block_size"])}
+        if self.minutes is not None:
+            settings["minutes"] = arm.length
+        else:
+            steps = int(arm.length)
+            settings |= {"steps": steps, "log_every": max(1, steps // 20),
+                         "eval_every": max(1, steps // 4), "save_every": max(1, steps // 10)}
+        return [*setup.arguments(), *options({**settings, **setup.settings}), *self.words]
