@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-Sheet = tuple[str, list[str], list[list[str]]]  # title, headings, rows
+from bench.pages import Sheet
+
 Points = dict[int, float]
 LINEAR = {"mamba2": 1.1, "retnet": 1.1, "rwkv7": 1.1, "bdh": 1.1, "hyena": 1.25, "toeplitz": 1.25}
 FLAT = 0.05  # by which decoding from a state of constant size may differ between contexts

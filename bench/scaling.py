@@ -24,18 +24,17 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from bench import growth
 from bench.again import RESULTS, again
 from bench.exponents import aims, sheets
+from bench.pages import markdown, on_terminal, resumed, write_part
 from bench.scaling_chart import draw
 from specs import UserError, architectures, main_exit, spec_type
 from specs.backend import available_backends
 from specs.machine import chip
-from train.files import write_json, write_text
+from train.files import write_json
 
-BEGIN, END = "<!-- measured -->", "<!-- end of what was measured -->"
 SETTINGS = ("layers", "width", "lengths", "contexts", "fit", "rounds", "tokens", "limit", "memory",
             "generation", "device")
 FULL: dict[str, Any] = {"lengths": [2**i for i in range(8, 15)], "layers": 2, "width": 128,
@@ -81,26 +80,21 @@ def main() -> None:
     if args.run:
         json.dump(growth.measure(args, *args.run), sys.stdout)
         return
-    document: dict[str, Any] = {
-        "about": {**{name: getattr(args, name) for name in SETTINGS}, "chip": chip()},
-        "measured": {}}
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / "scaling.json"
-    if file.exists():
-        found = json.loads(file.read_text(encoding="utf-8"))
-        other = [name for name, value in document["about"].items()
-                 if found["about"].get(name) != value]
-        if other:
-            raise UserError(f"{file} was measured with another {', '.join(other)}: choose another "
-                            "--out, or delete it")
-        document = found
+    about = {**{name: getattr(args, name) for name in SETTINGS}, "chip": chip()}
+    document = resumed(file, about)
     fill(document, args, file)
     document["aims"] = [{"aim": aim, "measured": measured, "kept": kept}
                         for aim, measured, kept in aims(document)]
     write_json(file, document)
-    page(document, file.with_suffix(".md"))
+    write_part(file.with_suffix(".md"), "How cost grows", lines_of(document))
     draw(document, file.with_suffix(".png"))
-    on_terminal(document, Console(highlight=False, markup=False))
+    console = Console(highlight=False, markup=False)
+    for backend in versions_of(document):
+        on_terminal(sheets(document, backend), console)
+    for aim in document["aims"]:
+        console.print(f"{'kept' if aim['kept'] else 'MISSED'}: {aim['aim']}: {aim['measured']}")
     print(file, file.with_suffix(".md"), file.with_suffix(".png"), sep=", ")
 
 
@@ -141,10 +135,10 @@ def fill(document: dict[str, Any], args: argparse.Namespace, file: Path) -> None
             progress.advance(bar)
 
 
-def page(document: dict[str, Any], path: Path) -> None:
-    """Put all tables between the marks of the page, which is made if need be."""
+def lines_of(document: dict[str, Any]) -> list[str]:
+    """What the page shows."""
     about = document["about"]
-    lines = [BEGIN, "", f"{about['layers']} layers of {about['width']}, one window, float32; "
+    lines = [f"{about['layers']} layers of {about['width']}, one window, float32; "
              f"{about['chip']}. Medians of {about['rounds']} rounds in turn; exponents are fitted "
              f"from {about['fit']:,} tokens on, over the range in brackets. A point marked *time* "
              f"or *memory* would need more than {about['limit']:g} s for all its calls, or more "
@@ -154,34 +148,14 @@ def page(document: dict[str, Any], path: Path) -> None:
     lines += ["", "![Cost over the length, on log axes](scaling.png)", ""]
     for backend, versions in versions_of(document).items():
         lines += [f"## {backend}", "", ", ".join(f"{k} {v}" for k, v in versions.items()), ""]
-        for title, headings, rows in sheets(document, backend):
-            lines += [f"**{title.partition(': ')[2].capitalize()}**", ""]
-            table = [headings, ["---"] * len(headings), *rows]
-            lines += [f"| {' | '.join(row)} |" for row in table] + [""]
-    old = path.read_text(encoding="utf-8") if path.exists() else "# How cost grows\n\n"
-    before, _, rest = old.partition(BEGIN)
-    after = rest.partition(END)[2] or "\n"
-    write_text(path, before + "\n".join([*lines, END]) + after)
+        for sheet in sheets(document, backend):
+            lines += markdown(sheet)
+    return lines
 
 
 def versions_of(document: dict[str, Any]) -> dict[str, dict[str, str]]:
     """Of each backend that was measured."""
     return {name.split()[1]: found["versions"] for name, found in document["measured"].items()}
-
-
-def on_terminal(document: dict[str, Any], console: Console) -> None:
-    if not console.is_terminal:
-        console.width = 160
-    for backend in versions_of(document):
-        for title, headings, rows in sheets(document, backend):
-            table = Table(title=title, title_justify="left", box=None)
-            for number, heading in enumerate(headings):
-                table.add_column(heading, justify="right" if number else "left")
-            for row in rows:
-                table.add_row(*row)
-            console.print(table, "")
-    for aim in document["aims"]:
-        console.print(f"{'kept' if aim['kept'] else 'MISSED'}: {aim['aim']}: {aim['measured']}")
 
 
 if __name__ == "__main__":

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.exponents import Points, exponent, measured_by, points
+from bench.labels import name_ends
 from train.files import write_bytes
 
 Line = tuple[str, str, str, Points]  # label, colour, style, length → seconds
 TITLES = {"train": "a training step", "prefill": "a prompt read", "decode": "one more token"}
-APART = 0.055  # of the height of a panel: between the labels of two lines
 
 
 def draw(document: dict[str, Any], path: Path) -> None:
@@ -48,7 +48,8 @@ def draw(document: dict[str, Any], path: Path) -> None:
         row[0].set_ylabel("milliseconds")
     for backend, row in zip(backends, every, strict=True):
         for kind, axes in zip(TITLES, row, strict=True):
-            name_lines(axes, lines_of(document, backend, kind), document["about"]["fit"])
+            name_ends(axes, [end_of(line, document["about"]["fit"])
+                             for line in lines_of(document, backend, kind)])
     about = document["about"]
     figure.suptitle(f"How cost grows: {about['layers']} layers of {about['width']}, one text, "
                     f"float32, {about['chip']}; T^p fitted from {about['fit']:,} tokens on")
@@ -76,18 +77,9 @@ def lines_of(document: dict[str, Any], backend: str, kind: str) -> list[Line]:
     return [line for line in lines if line[3]]
 
 
-def name_lines(axes: Any, lines: list[Line], least: int) -> None:
-    """Write each name beside the end of its line, moved apart where ends are too close."""
-    ends = []
-    for label, colour, _, measured in lines:
-        last = max(measured)
-        place = axes.transAxes.inverted().transform(
-            axes.transData.transform((last, measured[last] * 1e3)))
-        fitted = exponent(measured, least)
-        ends.append((place[1], f"{label} T^{fitted[0]:.2f}" if fitted else label, colour))
-    ends.sort()
-    height = -1.0
-    for place, label, colour in ends:
-        height = max(place, height + APART)
-        axes.annotate(label, (1.01, height), xycoords="axes fraction", color=colour, fontsize=8,
-                      va="center", annotation_clip=False)
+def end_of(line: Line, least: int) -> tuple[float, float, str, str]:
+    """Where a line ends, its name with the exponent, its colour."""
+    label, colour, _, measured = line
+    fitted = exponent(measured, least)
+    return (max(measured), measured[max(measured)] * 1e3,
+            f"{label} T^{fitted[0]:.2f}" if fitted else label, colour)
