@@ -28,6 +28,7 @@ CALLED = 0.1  # seconds for which a short piece of work is called again and agai
 WARM_UP = 4  # tokens
 LEAST = 16  # tokens timed
 STATE_SHARE = 4  # a state may take this part of the memory: it grows by being copied
+DECODED_SHARE = 4  # the tokens behind one context may take this part of the limit
 BATCH, NEW_TOKENS, SAMPLED = 4, 128, 16  # generation, read anew at every 16th of its lengths
 Figures = dict[str, dict[str, Any]]  # length → figures, or why there are none
 
@@ -143,7 +144,7 @@ def decoding(backend: Backend, args: argparse.Namespace, model: Model, spec: Spe
         decoder = backend.decoder(model, 1, spec.block_size, kind)
         decoder.load_state(grown(*probes, T))
         token, count = steps(decoder.fork([0]), WARM_UP)[-1], args.tokens
-        while count * token > args.limit:
+        while count * token > args.limit / DECODED_SHARE:
             count //= 2
         if count < min(LEAST, args.tokens):
             figures[str(T)] = {"left out": "time"}

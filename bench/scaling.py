@@ -110,6 +110,9 @@ def check(args: argparse.Namespace) -> None:
         for value in values:
             if value & (value - 1):
                 raise UserError(f"--{name} {value} must be a power of two")
+    if min(args.contexts) < growth.PROBES[0]:
+        raise UserError(f"--contexts {min(args.contexts)} must be at least {growth.PROBES[0]}, "
+                        "where states have their shape")
     if len(args.generation) != 3:
         raise UserError("--generation must be three numbers: layers, width, vocabulary")
     if args.limit <= 0 or args.memory <= 0:

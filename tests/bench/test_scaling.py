@@ -16,15 +16,15 @@ from bench.exponents import aims, exponent, shown
 from specs import UserError, architectures, init_weights
 from specs.backend import BACKENDS, Backend
 
-SMALLEST = ["--layers", "1", "--width", "64", "--lengths", "8", "16", "32", "--contexts", "16",
-            "64", "--tokens", "4", "--rounds", "2", "--fit", "8", "--generation", "1", "64", "64"]
+SMALLEST = ["--layers", "1", "--width", "64", "--lengths", "8", "16", "32", "--contexts", "64",
+            "256", "--tokens", "4", "--rounds", "2", "--fit", "8", "--generation", "1", "64", "64"]
 CONTEXT = 256
 
 
 @pytest.fixture
 def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run the command, with its processes in this one; which pairs these were asked for."""
-    monkeypatch.setattr(growth, "PROBES", (16, 32))
+    monkeypatch.setattr(growth, "PROBES", (64, 128))
     monkeypatch.setattr(growth, "CALLED", 0)
     monkeypatch.setattr(growth, "NEW_TOKENS", 16)
     monkeypatch.setattr("train.files.flush", lambda _: None)
@@ -59,8 +59,8 @@ def test_every_architecture_is_measured(call: Any, tmp_path: Path, backend: str,
             assert all(figures["seconds"] > 0 and figures["bytes"] > 0
                        for figures in found[kind].values())
         for figures in found["decode"].values():
-            assert figures["64"]["tokens"] == 4
-            assert 0 < figures["64"]["seconds"] <= figures["64"]["p99"]
+            assert figures["256"]["tokens"] == 4
+            assert 0 < figures["256"]["seconds"] <= figures["256"]["p99"]
         assert found["generation"]["anew"] > 0 and len(found["generation"]) > 1
         assert arch in said
     page = (tmp_path / "scaling.md").read_text()
@@ -88,7 +88,8 @@ def test_going_on(call: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options, message", [
-    (["--contexts", "48"], "--contexts 48 must be a power of two"),
+    (["--contexts", "96"], "--contexts 96 must be a power of two"),
+    (["--contexts", "32"], "--contexts 32 must be at least 64"),
     (["--tokens", "6"], "--tokens 6 must be a power of two"),
     (["--lengths", "0"], "--lengths must be at least 1"),
     (["--generation", "1", "64"], "three numbers"), (["--limit", "0"], "positive"),
