@@ -139,7 +139,7 @@ def made_up(**decode: dict[str, dict[str, float]]) -> dict[str, Any]:
     train = {str(T): {"seconds": T**1.2} for T in (2048, 4096)}
     return {"about": {"fit": 2048}, "measured": {f"{arch} torch": {
         "train": train, "decode": decode,
-        "generation": {"cache": 40.0, "online": 60.0, "anew": 10.0}}
+        "generation": {"recurrent": 40.0, "online": 60.0, "anew": 10.0}}
         for arch in ("gpt", "hyena", "retnet")}}
 
 
