@@ -49,7 +49,7 @@ def measured_by(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, 
 def milliseconds(found: Mapping[str, Any], name: str = "seconds") -> str:
     if name not in found:
         return found.get("left out", "")
-    return f"{found[name] * 1e3:,.3g}" if found[name] < 1 else f"{found[name] * 1e3:,.0f}"
+    return f"{found[name] * 1e3:,.3g}" if found[name] < 0.1 else f"{found[name] * 1e3:,.0f}"
 
 
 def sheets(document: dict[str, Any], backend: str) -> list[Sheet]:

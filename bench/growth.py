@@ -136,13 +136,13 @@ def decoding(backend: Backend, args: argparse.Namespace, model: Model, spec: Spe
     figures: Figures = {}
     decoders: dict[int, Decoder] = {}
     counts: dict[int, int] = {}
-    probes = [probe(backend, model, spec, kind, T) for T in PROBES]
+    short, long = (probe(backend, model, spec, kind, T) for T in PROBES)
     for T in args.contexts:
         if spec.decode_state_bytes(T, kind) > args.memory * 2**30 / STATE_SHARE:
             figures[str(T)] = {"left out": "memory"}
             continue
         decoder = backend.decoder(model, 1, spec.block_size, kind)
-        decoder.load_state(grown(*probes, T))
+        decoder.load_state(grown(short, long, T))
         token, count = steps(decoder.fork([0]), WARM_UP)[-1], args.tokens
         while count * token > args.limit / DECODED_SHARE:
             count //= 2

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 APART = 0.05  # of the height of a panel: between two names at least
 
 
-def name_ends(axes: Any, ends: list[tuple[float, float, str, str]]) -> None:
+def name_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]]) -> None:
     """Write each (x, y, name, colour) right of the panel, beside y, but apart from the others.
 
     Call it when nothing changes the axes any more.

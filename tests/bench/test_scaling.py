@@ -104,8 +104,8 @@ def test_a_state_is_made_up_as_reading_would_leave_it(backend: Backend, arch: st
     spec = growth.spec_of(arch, 1, 64, 2 * CONTEXT, 64)
     model = backend.build(spec, init_weights(spec))
     for kind in spec.decode_kinds:
-        probes = [growth.probe(backend, model, spec, kind, T) for T in (64, 128)]
-        made = growth.grown(*probes, CONTEXT)
+        short, long = (growth.probe(backend, model, spec, kind, T) for T in (64, 128))
+        made = growth.grown(short, long, CONTEXT)
         read = growth.probe(backend, model, spec, kind, CONTEXT)
         assert {name: array.shape for name, array in made.items()} == {
             name: array.shape for name, array in read.items()}
