@@ -13,8 +13,9 @@ from mlx.nn import softplus
 
 from mlx_models.cache import ConstantCache
 from mlx_models.layers import Linear, RMSNorm, dropout, exp, silu, upcast
-from mlx_models.mamba2_fast import by_head, convolve
+from mlx_models.mamba2_fast import by_head
 from mlx_models.model import LanguageModel
+from mlx_models.shortconv import short_conv
 
 GRAIN = 2.0**-9  # sums of up to 2²⁴ of these are exact in float32
 FORGOTTEN = -128.0  # exp of it is zero in float32
@@ -78,7 +79,7 @@ class StateSpace(nn.Module):
         di, H = self.inner, self.n_head
         inputs, state = (None, None) if cache is None else (cache.get("inputs"), cache.get("state"))
         z, w, dt = mx.split(self.in_proj(x), (di, di + len(self.conv_bias)), axis=-1)
-        w, inputs = self.conv(w, inputs)
+        w, inputs = short_conv(w, self.conv_weight, self.conv_bias, inputs)
         w = silu(w).astype(x.dtype)
         u, b, c = mx.split(w, (di, di + self.groups * self.d_state), axis=-1)
         u, (b, c) = u.reshape(B, T, H, -1), (a.reshape(B, T, self.groups, -1) for a in (b, c))
@@ -89,16 +90,6 @@ class StateSpace(nn.Module):
         if cache is not None:
             cache.put(T, inputs=inputs, state=state)
         return self.out_proj(self.norm(y.reshape(B, T, -1), z).astype(x.dtype))
-
-    def conv(self, w, before):
-        """Causal convolution of each channel of w (B, T, ·), and the inputs that the next needs."""
-        B, T, width = w.shape
-        taps = self.conv_weight.shape[1]
-        w = upcast(w)
-        if before is None:
-            before = mx.zeros((B, taps - 1, width), w.dtype)
-        w = cat((before, w), 1)
-        return convolve(w, self.conv_weight) + self.conv_bias, w[:, T:]
 
     def chunked(self, u, da, b, c, state=None):
         """All pairs inside a chunk, a state between chunks (Dao & Gu, section 6)."""

@@ -12,8 +12,9 @@ from torch.nn.functional import silu, softplus
 
 from torch_models.cache import ConstantCache
 from torch_models.layers import Linear, RMSNorm, dropout, upcast
-from torch_models.mamba2_fast import by_head, convolve
+from torch_models.mamba2_fast import by_head
 from torch_models.model import LanguageModel
+from torch_models.shortconv import short_conv
 
 GRAIN = 2.0**-9  # sums of up to 2²⁴ of these are exact in float32
 FORGOTTEN = -128.0  # exp of it is zero in float32
@@ -77,7 +78,7 @@ class StateSpace(nn.Module):
         di, H = self.inner, self.n_head
         inputs, state = (None, None) if cache is None else (cache.get("inputs"), cache.get("state"))
         z, w, dt = torch.split(self.in_proj(x), (di, len(self.conv_bias), H), dim=-1)
-        w, inputs = self.conv(w, inputs)
+        w, inputs = short_conv(w, self.conv_weight, self.conv_bias, inputs)
         w = silu(w).to(x.dtype)
         u, b, c = torch.split(w, (di, *2 * [self.groups * self.d_state]), dim=-1)
         u, (b, c) = u.reshape(B, T, H, -1), (a.reshape(B, T, self.groups, -1) for a in (b, c))
@@ -88,16 +89,6 @@ class StateSpace(nn.Module):
         if cache is not None:
             cache.put(T, inputs=inputs, state=state)
         return self.out_proj(self.norm(y.reshape(B, T, -1), z).to(x.dtype))
-
-    def conv(self, w, before):
-        """Causal convolution of each channel of w (B, T, ·), and the inputs that the next needs."""
-        B, T, width = w.shape
-        taps = self.conv_weight.shape[1]
-        w = upcast(w)
-        if before is None:
-            before = w.new_zeros((B, taps - 1, width))
-        w = cat((before, w), 1)
-        return convolve(w, self.conv_weight) + self.conv_bias, w[:, T:]
 
     def chunked(self, u, da, b, c, state=None):
         """All pairs inside a chunk, a state between chunks (Dao & Gu, section 6)."""

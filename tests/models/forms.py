@@ -42,6 +42,10 @@ FORMS: dict[str, dict[str, Any]] = {
     "retnet-torchscale": {"n_head": 2, "tie_embeddings": False, "d_ff": 37},
     "retnet-narrow": {"v_dim_multiplier": 1, "n_embd": 36, "n_head": 6, "embed_scale": False},
     "retnet-wide": {"v_dim_multiplier": 3, "n_head": 1},
+    "hyena-paper": {},
+    "hyena-order3": {"order": 3, "tie_embeddings": False, "filter_order": 7, "d_ff": 33},
+    "hyena-order4": {"order": 4, "n_embd": 15, "short_filter": 4, "n_layer": 1},
+    "hyena-least": {"emb_dim": 3, "filter_order": 1, "short_filter": 2, "d_ff": None},
 }
 
 

@@ -97,7 +97,7 @@ def test_half_precision_decodes_as_it_reads(backend: Backend, form: str, dtype: 
     model = backend.build(spec, weights_of(spec), dtype)
     decoder = backend.decoder(model, 2)
     found = [decoder.prefill(piece) for piece in np.split(data, [3, 4, 5, 9, 10], axis=1)]
-    width = 2 if "cache" in spec.decode_kinds else 4  # a recurrent state stays in float32
+    width = 2 if spec.decode_kinds == ("cache",) else 4  # what is added up stays in float32
     assert 4 * decoder.state_bytes() == width * 2 * spec.decode_state_bytes(40)
     exact, eps = backend.logits(model, data), {"bfloat16": 2**-8, "float16": 2**-11}[dtype]
     error = np.linalg.norm(np.concatenate(found, 1) - exact)

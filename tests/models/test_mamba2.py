@@ -180,7 +180,7 @@ def test_the_convolution_and_its_gradients(panel: str, taps: int, T: int) -> Non
             wanted["y"][:, t] += w[:, t + j].astype(float) * weight[:, j]
             wanted["dw"][:, t + j] += g[:, t].astype(float) * weight[:, j]
             wanted["dweight"][:, j] += (g[:, t].astype(float) * w[:, t + j]).sum(0)
-    convolve = model_code(panel, "mamba2_fast").convolve
+    convolve = model_code(panel, "shortconv").convolve
     if panel == "mlx":
         import mlx.core as mx
 

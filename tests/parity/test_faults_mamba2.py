@@ -9,21 +9,20 @@ import pytest
 from specs.backend import Backend
 from tests.parity.planting import Fault
 
-MAMBA, TORCH = "mlx_models.mamba2", "torch_models.mamba2"
+MAMBA, SHORT, TORCH = "mlx_models.mamba2", "mlx_models.shortconv", "torch_models.mamba2"
 MIXER, NORM = "layers.0.mixer", "layers.0.mixer.norm"
 FIRST, FORWARD = ("parameters",), ("logits",)
-CALL, CONV, CHUNKED, STEP = (f"StateSpace.{name}" for name in (
-    "__call__", "conv", "chunked", "step"))
+CALL, CHUNKED, STEP = (f"StateSpace.{name}" for name in ("__call__", "chunked", "step"))
 GROUPS: dict[str, Any] = {"n_groups": 2, "head_dim": 8}
 LIMITS: dict[str, Any] = {"time_step_limit": [0.1, 0.7]}
 
 FAULTS = [
-    Fault("taps in reverse", MAMBA, "convolve", "weight.T", "weight[:, ::-1].T",
+    Fault("taps in reverse", SHORT, "convolve", "weight.T", "weight[:, ::-1].T",
           "activations", MIXER, FIRST),
-    Fault("no bias of the convolution", MAMBA, CONV, " + self.conv_bias", "",
+    Fault("no bias of the convolution", SHORT, "short_conv", " + bias", "",
           "activations", MIXER, FIRST),
-    Fault("convolution one token late", MAMBA, CONV, "convolve(w, self",
-          "convolve(mx.concatenate((0 * w[:, :1], w[:, :-1]), axis=1), self",
+    Fault("convolution one token late", SHORT, "short_conv", "convolve(w,",
+          "convolve(mx.concatenate((0 * w[:, :1], w[:, :-1]), axis=1),",
           "activations", MIXER, FIRST),
     Fault("bias of the time step after softplus", MAMBA, CALL,
           "softplus(upcast(dt) + self.dt_bias)", "softplus(upcast(dt)) + self.dt_bias",
@@ -66,8 +65,8 @@ FAULTS = [
           "else state.reshape(added.shape)) @", "decoding", MIXER, FORWARD),
     Fault("state in float16, in torch", TORCH, "StateSpace.forward", "state=state",
           "state=state.half().float()", "decoding", MIXER, FORWARD, "torch"),
-    Fault("inputs of the convolution one token old", MAMBA, CONV, "w[:, T:]", "w[:, T - 1 : -1]",
-          "decoding", MIXER, FORWARD),
+    Fault("inputs of the convolution one token old", SHORT, "short_conv", "w[:, T:]",
+          "w[:, T - 1 : -1]", "decoding", MIXER, FORWARD),
     Fault("an incoming state forgotten by a piece", MAMBA, CHUNKED, "if state is None:",
           "if True:", "decoding", MIXER, FORWARD),
 ]
