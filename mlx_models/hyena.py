@@ -18,11 +18,9 @@ from mlx_models.for_mlx_lm.caches import PromptCache
 from mlx_models.layers import Linear, dropout, fold
 from mlx_models.longconv import long_conv
 from mlx_models.model import LanguageModel
-from mlx_models.online import OnlineConv, PlainConv
+from mlx_models.online import CONVS
 from mlx_models.shortconv import short_conv
 from specs.online import KINDS
-
-CONVS = {"cache": PlainConv, "online": OnlineConv}
 
 
 class Filter(nn.Module):

@@ -29,7 +29,13 @@ class Kernel:
 
     def __init__(self, h, most):
         self.h = upcast(h)
-        self.turned, self.spectra = self.h[:, :most][:, ::-1], {}
+        self.turned, self.spectra, self.known = self.h[:, :most][:, ::-1], {}, {}
+
+    def once(self, function):
+        """function(h), computed at the first call."""
+        if function not in self.known:
+            self.known[function] = function(self.h)
+        return self.known[function]
 
     def last(self, inputs, T):
         """The last T outputs of all inputs (B, K, S, D)."""
@@ -175,3 +181,6 @@ class OnlineConv(PromptCache):
 def largest_power(n):
     """Of two that divides n > 0."""
     return n & -n
+
+
+CONVS = {"cache": PlainConv, "online": OnlineConv}  # by the kind of the state

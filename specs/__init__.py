@@ -11,7 +11,7 @@ from specs.init import init_weights
 
 __all__ = ["Param", "Spec", "UserError", "architectures", "init_weights", "main_exit", "spec_type"]
 
-_HOUSE = {"__init__", "backend", "base", "errors", "init", "layered", "machine"}
+_HOUSE = {"__init__", "backend", "base", "errors", "init", "layered", "machine", "online"}
 
 
 def architectures() -> list[str]:

@@ -17,10 +17,8 @@ from torch_models import gpt
 from torch_models.layers import Linear, dropout, fold
 from torch_models.longconv import long_conv
 from torch_models.model import LanguageModel
-from torch_models.online import OnlineConv, PlainConv
+from torch_models.online import CONVS
 from torch_models.shortconv import short_conv
-
-CONVS = {"cache": PlainConv, "online": OnlineConv}
 
 
 class Filter(nn.Module):

@@ -46,6 +46,10 @@ FORMS: dict[str, dict[str, Any]] = {
     "hyena-order3": {"order": 3, "tie_embeddings": False, "filter_order": 7, "d_ff": 33},
     "hyena-order4": {"order": 4, "n_embd": 15, "short_filter": 4, "n_layer": 1},
     "hyena-least": {"emb_dim": 3, "filter_order": 1, "short_filter": 2, "d_ff": None},
+    "toeplitz-softplus": {},
+    "toeplitz-mean": {"do_toep_mean": True, "n_head": 2, "tie_embeddings": True},
+    "toeplitz-raw": {"kernel": "raw", "n_head": 1, "d_ff": None},
+    "toeplitz-noproj": {"do_toep_proj": False, "n_embd": 35, "n_head": 7, "kernel": "raw"},
 }
 
 

@@ -13,7 +13,7 @@ from specs.backend import Dtype
 
 CHUNK = 7
 LENGTHS = [1, 2, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 5 * CHUNK + 4]
-EPS = {"float32": 2.0**-24, "bfloat16": 2.0**-9}
+EPS = {"float32": 2.0**-24, "bfloat16": 2.0**-8}
 FORMS = ["direct", "chunked", "fft"]
 PANELS = ["mlx", "torch"]
 B, K, D = 2, 3, 5
@@ -132,9 +132,10 @@ def test_a_transform_wraps_nothing_around(panel: str) -> None:
 
 
 @each_panel
-@pytest.mark.parametrize("K, D", [(4, 128), (64, 1), (1, 9)])
-def test_the_form_chosen_is_one_of_them(panel: str, K: int, D: int) -> None:
-    """Products for few tokens, a transform for many, and in between nothing turns back."""
+@pytest.mark.parametrize("N", [1, 9, 128, 4096])
+def test_the_form_chosen_is_one_of_them(panel: str, N: int) -> None:
+    """Products for few tokens, transforms for many, and in between nothing turns back."""
     module = importlib.import_module(f"{panel}_models.longconv")
-    chosen = [FORMS.index(module.fastest(T, K, D)) for T in range(1, 20000)]
+    chosen = [FORMS.index(module.fastest(T, N)) for T in range(1, 2000)]
     assert chosen == sorted(chosen) and (chosen[0], chosen[-1]) == (0, 2)
+    assert (1 in chosen) == (N > 50)

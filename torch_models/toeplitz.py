@@ -1,0 +1,130 @@
+"""toeplitz in PyTorch: see specs/toeplitz.py for the equations; the twin is mlx_models/toeplitz.py.
+
+B batch, T time, C width, H heads of D channels, V vocabulary. Products take `dtype` inputs;
+kernels, their sums, the spectra of a long text, norms, the residual stream and logits are in
+at least float32.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from specs.online import KINDS
+from torch_models import gpt
+from torch_models.layers import Linear, dropout, upcast
+from torch_models.longconv import long_conv
+from torch_models.model import LanguageModel
+from torch_models.online import CONVS
+
+GRAIN = 2.0**-8  # sums of up to 2²⁴ of these are exact in float32
+
+
+def running_sums(a):
+    """Σ_{k ≤ t} a[k] of a (H, T), rounded once: where they cross zero, more would show. So a
+    is cut into whole grains, whose sums are exact, and rests that stay small."""
+    whole = torch.round(a.detach() / GRAIN) * GRAIN
+    return torch.cumsum(whole, 1) + torch.cumsum(a - whole, 1)
+
+
+def by_token(numbers):
+    """(H, T) → (T, H, 1): the same for all channels of a head."""
+    return numbers.T[..., None]
+
+
+class Mix(nn.Module):
+    """What every token takes from those before it and from itself: u (B, T, H, D), a (H, T) →
+    (B, T, H, D) in at least float32. `heads` says how: all at once, or one after the other."""
+
+    def __init__(self, spec):
+        super().__init__()
+        self.n_head, self.do_toep_mean = spec.n_head, spec.do_toep_mean
+        self.heads = self.parallel
+
+    def forward(self, u, a):
+        y = upcast(self.heads(u, a))
+        return y / by_token(running_sums(a)) if self.do_toep_mean else y
+
+    def parallel(self, u, a):
+        return long_conv(u, a)
+
+    def sequential(self, u, a):
+        heads = [long_conv(u[:, :, h : h + 1], a[h : h + 1]) for h in range(self.n_head)]
+        return torch.cat(heads, dim=2)
+
+
+class Mixer(nn.Module):
+    """Toeplitz mixing of x (B, T, C), whose first token is the `start`-th, behind what the cache
+    holds."""
+
+    def __init__(self, spec):
+        super().__init__()
+        C, H = spec.n_embd, spec.n_head
+        self.n_head, self.positive = H, spec.kernel == "softplus"
+        self.do_toep_mean, self.do_toep_proj = spec.do_toep_mean, spec.do_toep_proj
+        if spec.do_toep_proj:
+            self.in_proj = Linear(C, C)
+            self.out_proj = Linear(C, C, bias=False)
+        self.mix = Mix(spec)
+        self.kernel = nn.Parameter(torch.zeros(H, spec.block_size))
+        self.kernel_bias = nn.Parameter(torch.zeros(H, spec.block_size))
+
+    def forward(self, x, start, cache=None):
+        u = self.in_proj(x) if self.do_toep_proj else x
+        u = u.reshape(*x.shape[:2], self.n_head, -1)  # (B, T, H, D)
+        now = slice(start, start + x.shape[1])
+        if cache is None:
+            y = self.mix(u, self.weights(now.stop))
+        else:
+            y = upcast(cache(u, self.weights))
+            if self.do_toep_mean:
+                y = y / by_token(cache.kernel.once(running_sums)[:, now])
+        y = (y + by_token(self.kernel_bias[:, now])).to(x.dtype).flatten(2)
+        return self.out_proj(y) if self.do_toep_proj else y
+
+    def weights(self, count=None):
+        """a (H, count) for the `count` least distances, or for all."""
+        kernel = self.kernel[:, :count]
+        return F.softplus(kernel) if self.positive else kernel
+
+
+class MLP(gpt.MLP):
+    """Two matrices and gelu_tanh, with dropout between them: x (B, T, C) → (B, T, C)."""
+
+    def __init__(self, spec):
+        super().__init__(spec)
+        self.dropout = spec.dropout
+
+    def forward(self, x, key=None):
+        h = self.activation(self.up_proj(x))
+        return self.down_proj(dropout(h, self.dropout, key))
+
+
+class Block(gpt.Block):
+    """One layer: x (B, T, C) → (B, T, C)."""
+
+    def forward(self, x, start, key=None, cache=None):
+        x = x + self.mixer(self.mixer_norm(x).to(self.dtype), start, cache)
+        return x + self.mlp(self.mlp_norm(x).to(self.dtype), key)
+
+
+class Model(LanguageModel):
+    """The frame without dropout of what it looks up."""
+
+    def block(self, i):
+        return Block(self.spec, self.dtype, Mixer(self.spec), MLP(self.spec))
+
+    def enter(self, tokens, cache, key):
+        return super().enter(tokens, cache, None)
+
+    def context(self, tokens, start, cache):
+        """(the position of the first token,)."""
+        return (start,)
+
+    def make_cache(self, batch_size=1, length=None, kind="auto"):
+        """One cache a layer: "cache" or "online"."""
+        kind = KINDS[-1] if kind == "auto" else kind
+        self.spec.check_decode_kind(kind)
+        return [self.new_cache(kind) for _ in self.layers]
+
+    def new_cache(self, kind="online"):
+        return CONVS[kind](self.spec.block_size)
