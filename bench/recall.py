@@ -63,6 +63,8 @@ def parser() -> argparse.ArgumentParser:
              "batch": "texts a step", "seeds": "of each training"}
     for name, text in helps.items():
         made.add_argument(f"--{name}", type=int, help=f"{text} ({FULL[name]})")
+    made.add_argument("--sparse", action="store_true", help="ask for each key once, as the paper "
+                      "does: that takes many more steps to learn")
     made.add_argument("--quick", action="store_true", help="smallest sizes, which learn little")
     made.add_argument("--out", type=Path, default=RESULTS, help=f"folder ({RESULTS})")
     made.add_argument("--run", nargs=3, metavar=("ARCH", "LR", "SEED"), help=argparse.SUPPRESS)
@@ -77,7 +79,7 @@ def main() -> None:
         if (min(value) if isinstance(value := getattr(args, name), list) else value) <= 0:
             raise UserError(f"--{name} must be positive")
     args.pairs = sorted(set(args.pairs))
-    task = Recall(args.length, args.vocab)
+    task = Recall(args.length, args.vocab, args.sparse)
     for pairs in args.pairs:
         task.require(pairs)
     if args.run:
@@ -88,7 +90,7 @@ def main() -> None:
         return
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / "recall.json"
-    about = {name: getattr(args, name) for name in (*FULL, "backend", "device")}
+    about = {name: getattr(args, name) for name in (*FULL, "sparse", "backend", "device")}
     document = resumed(file, {
         **about, "chip": chip(), "version": importlib.metadata.version(args.backend)})
     document["models"] = {arch: {"parameters": spec.param_count(), "spec": spec.to_dict()}
