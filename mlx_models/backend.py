@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 import mlx_models
 from mlx_models.attention import choose
 from mlx_models.decoder import Decoder
-from mlx_models.loss import cross_entropy
+from mlx_models.loss import mean_cross_entropy
 from mlx_models.trace import pullback, replay, trace
 from mlx_models.trainer import Trainer, arrays
 from specs.backend import Batch, OptimizerSettings, load_strictly
@@ -66,7 +66,7 @@ class Backend:
         tokens, targets, key = arrays(batch)
 
         def mean_loss():
-            return cross_entropy(model(tokens, key=key), targets) / targets.size
+            return mean_cross_entropy(model(tokens, key=key), targets)
 
         loss, grads = nn.value_and_grad(model, mean_loss)()
         return loss.item(), {name: np.array(g) for name, g in tree_flatten(grads)}

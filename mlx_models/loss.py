@@ -7,8 +7,14 @@ from mlx_models.layers import total, upcast
 
 
 def cross_entropy(logits, targets):
-    """Sum over all positions, in nats: logits (B, T, V), targets (B, T)."""
-    return total(nn.losses.cross_entropy(upcast(logits), targets))
+    """Sum over all positions, in nats: logits (B, T, V), targets (B, T); −1 counts for nothing."""
+    nats = nn.losses.cross_entropy(upcast(logits), mx.maximum(targets, 0))
+    return total(mx.where(targets < 0, 0.0, nats))
+
+
+def mean_cross_entropy(logits, targets):
+    """The same over their number."""
+    return cross_entropy(logits, targets) / mx.sum(targets >= 0)
 
 
 def training_pass(model, tokens, key):

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import mlx.core as mx
 import numpy as np
 
-from mlx_models.loss import cross_entropy
+from mlx_models.loss import mean_cross_entropy
 from specs.backend import Call
 
 
@@ -21,7 +21,7 @@ def trace(model, batch, grads):
     def run(zeros):
         calls = []
         with recording(model, calls, zeros):
-            loss = cross_entropy(model(tokens, key=key), targets) / targets.size
+            loss = mean_cross_entropy(model(tokens, key=key), targets)
         return loss, [inputs for _, inputs, _ in calls], [o for _, _, o in calls], [
             path for path, _, _ in calls]
 

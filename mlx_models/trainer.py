@@ -47,21 +47,23 @@ class Trainer:
         kept = dict(tree_flatten(self.model.parameters()))
         return {name: array for name, array in kept.items() if name not in self.params}
 
-    def scaled_loss(self, params, kept, tokens, targets, key, count, loss_scale):
+    def scaled_loss(self, params, kept, tokens, targets, key, count, size, loss_scale):
         """(what is differentiated, mean cross-entropy, loads of the experts)."""
         self.model.update(tree_unflatten([*params.items(), *kept.items()]))
         logits, added, loads = training_pass(self.model, tokens, key)
         nats = cross_entropy(logits, targets)
-        return (nats + added) / count * loss_scale, nats / count, loads
+        return (nats / count + added / size) * loss_scale, nats / count, loads
 
     def step(self, batches, lr):
-        count = sum(batch.targets.size for batch in batches)
+        count = sum(batch.counted for batch in batches)
+        size = sum(batch.targets.size for batch in batches)
         total, grads, loads = 0, None, []
         for batch in batches:
             for stream, rows in self.lanes(len(batch.tokens)):
                 with mx.stream(stream):
                     (_, loss, load), more = self.loss_and_grads(
-                        self.params, self.kept, *arrays(batch, rows), count, self.loss_scale)
+                        self.params, self.kept, *arrays(batch, rows), count, size,
+                        self.loss_scale)
                 grads = more if grads is None else tree_map(mx.add, grads, more)
                 total, loads = total + loss, summed(loads, load)
                 del more

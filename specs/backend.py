@@ -30,13 +30,19 @@ Model = Any
 class Batch:
     """Rows of one micro-batch.
 
-    `tokens` and `targets` are (B, T) int32; `keys` (B,) int32 are the rows' dropout keys (None: no
-    dropout). A row's mask depends on its key alone, so splitting a batch changes nothing.
+    `tokens` and `targets` are (B, T) int32, a target of −1 counts for nothing; `keys` (B,) int32
+    are the rows' dropout keys (None: no dropout). A row's mask depends on its key alone, so
+    splitting a batch changes nothing.
     """
 
     tokens: np.ndarray
     targets: np.ndarray
     keys: np.ndarray | None = None
+
+    @property
+    def counted(self) -> int:
+        """How many targets count."""
+        return int(np.count_nonzero(self.targets >= 0))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from specs.errors import UserError
 from specs.machine import best_rate, chip, process_peak, reset_process_peak
 from torch_models.attention import choose
 from torch_models.decoder import Decoder
-from torch_models.loss import cross_entropy
+from torch_models.loss import mean_cross_entropy
 from torch_models.trace import pullback, replay, trace
 from torch_models.trainer import Trainer, tensors
 
@@ -62,7 +62,7 @@ class Backend:
 
     def loss_and_grads(self, model, batch: Batch):
         tokens, targets, key = tensors(batch, self.device)
-        loss = cross_entropy(model(tokens, key=key), targets) / targets.numel()
+        loss = mean_cross_entropy(model(tokens, key=key), targets)
         params = dict(model.named_parameters())
         grads = torch.autograd.grad(loss, list(params.values()))
         return loss.item(), {n: _numpy(g) for n, g in zip(params, grads, strict=True)}

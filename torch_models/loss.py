@@ -7,8 +7,14 @@ from torch_models.layers import upcast
 
 
 def cross_entropy(logits, targets):
-    """Sum over all positions, in nats: logits (B, T, V), targets (B, T)."""
-    return F.cross_entropy(upcast(logits).flatten(0, 1), targets.flatten(), reduction="sum")
+    """Sum over all positions, in nats: logits (B, T, V), targets (B, T); −1 counts for nothing."""
+    return F.cross_entropy(upcast(logits).flatten(0, 1), targets.flatten(), reduction="sum",
+                           ignore_index=-1)
+
+
+def mean_cross_entropy(logits, targets):
+    """The same over their number."""
+    return cross_entropy(logits, targets) / torch.sum(targets >= 0)
 
 
 def training_pass(model, tokens, key):

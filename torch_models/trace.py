@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from specs.backend import Call
-from torch_models.loss import cross_entropy
+from torch_models.loss import mean_cross_entropy
 
 
 def trace(model, batch, grads):
@@ -15,7 +15,7 @@ def trace(model, batch, grads):
     tokens, targets, key = batch
     calls = []
     with torch.set_grad_enabled(grads), recording(model, calls, grads):
-        loss = cross_entropy(model(tokens, key=key), targets) / targets.numel()
+        loss = mean_cross_entropy(model(tokens, key=key), targets)
     if grads:
         loss.backward()
         model.zero_grad()

@@ -54,7 +54,8 @@ class Trainer:
                 layer.compile()
 
     def step(self, batches, lr):
-        count = sum(batch.targets.size for batch in batches)
+        count = sum(batch.counted for batch in batches)
+        size = sum(batch.targets.size for batch in batches)
         total, loads = 0, []
         for batch in batches:
             tokens, targets, key = tensors(batch, self.device)
@@ -62,7 +63,7 @@ class Trainer:
             nats = cross_entropy(logits, targets)
             if self.model.recompute:
                 give_back()
-            ((nats + added) / count * self.loss_scale).backward()
+            ((nats / count + added / size) * self.loss_scale).backward()
             total = total + nats.detach() / count
             loads = summed(loads, load)
         grads = {name: p.grad for name, p in self.params.items()}

@@ -238,3 +238,29 @@ def test_evaluation_counts(backend: Backend, spec: Spec) -> None:
     chosen = np.take_along_axis(logits, data.targets[..., None], -1)[..., 0]
     assert nats == pytest.approx((np.log(np.exp(logits).sum(-1)) - chosen).sum(), rel=1e-6)
     assert right == (logits.argmax(-1) == data.targets).sum()
+
+
+def test_targets_of_minus_one_count_for_nothing(backend: Backend, spec: Spec) -> None:
+    """Neither in the loss, its gradient and a step, nor in an evaluation."""
+    model = backend.build(spec, init_weights(spec))
+    data = batch(3)
+    seen = np.random.default_rng(0).random(data.targets.shape) < 0.3
+    masked = Batch(data.tokens, np.where(seen, data.targets, -1).astype(np.int32))
+    logits = backend.logits(model, data.tokens).astype(np.float64)
+    chosen = np.take_along_axis(logits, data.targets[..., None], -1)[..., 0]
+    nats = (np.log(np.exp(logits).sum(-1)) - chosen)[seen]
+    assert masked.counted == seen.sum() == nats.size
+    loss, _ = backend.loss_and_grads(model, masked)
+    assert loss == pytest.approx(nats.mean(), rel=1e-6)
+    trainer = backend.trainer(model, OptimizerSettings())
+    assert trainer.evaluate(masked.tokens, masked.targets) == (
+        pytest.approx(nats.sum(), rel=1e-6), (logits.argmax(-1) == data.targets)[seen].sum())
+    trainer.step([masked], 1e-3)
+    assert trainer.read().losses == [pytest.approx(nats.mean(), rel=1e-6)]
+    unseen = Batch(data.tokens, np.where(seen, -1, data.targets).astype(np.int32))
+    whole, one, other = (backend.loss_and_grads(model, each)[1]
+                         for each in (Batch(data.tokens, data.targets), masked, unseen))
+    for name, grad in whole.items():
+        parts = one[name] * masked.counted + other[name] * unseen.counted
+        np.testing.assert_allclose(parts / seen.size, grad, rtol=1e-4,
+                                   atol=1e-6 * np.abs(grad).max())
