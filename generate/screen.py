@@ -30,19 +30,19 @@ def show(prompts: Sequence[str], pieces: Iterator[Piece]) -> bool:
     for row, prompt in enumerate(prompts):
         screen.out("\n" * (row > 0) + prompt, style="bold", end="", highlight=False)
         finish = None
-        while not finish:
-            if waiting[row]:
-                text, finish = waiting[row][0].text, waiting[row].popleft().finish
-                sys.stdout.write(text.translate(_VISIBLE) if screen.is_terminal else text)
-                sys.stdout.flush()
-                continue
-            try:
+        try:
+            while not finish:
+                if waiting[row]:
+                    text, finish = waiting[row][0].text, waiting[row].popleft().finish
+                    sys.stdout.write(text.translate(_VISIBLE) if screen.is_terminal else text)
+                    sys.stdout.flush()
+                    continue
                 piece = next(pieces, None)
-            except KeyboardInterrupt:
-                piece, finished = None, False
-            if piece is None:
-                break
-            waiting[piece.row].append(piece)
+                if piece is None:
+                    break
+                waiting[piece.row].append(piece)
+        except KeyboardInterrupt:  # while a token is computed, or while it is shown
+            pieces, finished = iter(()), False
         print()
     return finished
 

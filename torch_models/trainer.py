@@ -60,11 +60,11 @@ class Trainer:
         for batch in batches:
             tokens, targets, key = tensors(batch, self.device)
             logits, added, load = training_pass(self.model, tokens, key)
-            nats = cross_entropy(logits, targets)
+            mean = cross_entropy(logits, targets) / count
             if self.model.recompute:
                 give_back()
-            ((nats / count + added / size) * self.loss_scale).backward()
-            total = total + nats.detach() / count
+            ((mean + added / size) * self.loss_scale).backward()
+            total = total + mean.detach()
             loads = summed(loads, load)
         grads = {name: p.grad for name, p in self.params.items()}
         norm = self.clip(grads)

@@ -1,6 +1,7 @@
 """Texts on the screen, as they come."""
 
 import io
+import sys
 
 from rich.console import Console
 
@@ -28,6 +29,18 @@ def test_ctrl_c_ends_all_texts_where_they_are(capsys):
 
     assert not screen.show(["> ", "2> "], grow())
     assert capsys.readouterr().out == "> a\n\n2> b\n"
+
+
+def test_ctrl_c_while_a_token_is_shown(capsys, monkeypatch):
+    def interrupted(text):
+        write(text)
+        if text == "b":
+            raise KeyboardInterrupt
+
+    write = sys.stdout.write
+    monkeypatch.setattr(sys.stdout, "write", interrupted)
+    assert not screen.show(["> ", "2> "], iter([Piece(0, "a"), Piece(0, "b"), Piece(0, "c")]))
+    assert capsys.readouterr().out == "> ab\n\n2> \n"
 
 
 def columns(monkeypatch, *texts):

@@ -95,7 +95,7 @@ def test_the_chunked_form_is_the_recurrent_one(panel: str, T: int, stateful: boo
 
 
 @each_panel
-@pytest.mark.parametrize("T", [1, CHUNK + 1, 29])
+@each_length
 def test_forms_agree_in_bfloat16(panel: str, T: int) -> None:
     spec = spec_of("mamba2-groups", chunk_size=CHUNK)
     arrays = given(spec, T, True)

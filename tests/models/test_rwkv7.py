@@ -18,6 +18,7 @@ NAMES = ("r", "w", "k", "v", "kappa", "b", "state")
 CHUNK = importlib.import_module("torch_models.rwkv7").CHUNK
 FLOOR = -np.exp(-0.5)  # the smallest log decay that the parametrisation allows
 each_panel = pytest.mark.parametrize("panel", ["mlx", "torch"])
+each_length = pytest.mark.parametrize("T", [1, 2, CHUNK - 1, CHUNK, CHUNK + 1, 37, 2 * CHUNK])
 
 
 def inputs(T: int, decays: str = "mixed", repeat: bool = False, D: int = 16) -> Arrays:
@@ -118,7 +119,7 @@ def test_chunks_are_as_exact_as_single_steps(panel: str, decays: str, repeat: bo
 
 @each_panel
 @pytest.mark.parametrize("with_state", [True, False], ids=["state", "from-zero"])
-@pytest.mark.parametrize("T", [1, 2, CHUNK - 1, CHUNK, CHUNK + 1, 37, 2 * CHUNK])
+@each_length
 def test_three_forms_are_one_function(panel: str, T: int, with_state: bool) -> None:
     """Values and gradients."""
     given = inputs(T)
@@ -141,7 +142,7 @@ def test_longer_chunks_stay_finite(panel: str, D: int, chunk: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("T", [1, CHUNK, 37])
+@each_length
 def test_a_model_reads_as_it_steps(backend: Backend, dtype: Any, T: int) -> None:
     """Half precision rounds what goes into products with weights, in both forms alike."""
     spec = spec_of("rwkv7-goose")

@@ -59,10 +59,14 @@ class Fault:
         function = getattr(owner, name)
         source = textwrap.dedent(inspect.getsource(function))
         assert source.count(self.old) == 1, f"{self.old!r} is not one place of {self.code}"
-        body = textwrap.indent(source.replace(self.old, self.new), "    ")
-        made: dict[str, Any] = {}  # `super()` looks for a variable of this name around it
-        exec(f"def within(__class__):\n{body}\n    return {name}", function.__globals__, made)
-        patch.setattr(owner, name, made["within"](owner))
+        source = source.replace(self.old, self.new)
+        made: dict[str, Any] = {}
+        if owner_name:  # `super()` looks for a variable of this name around it
+            source = f"def {name}(__class__):\n{textwrap.indent(source, '    ')}\n    return {name}"
+        exec(source, function.__globals__, made)
+        wrong = made[name](owner) if owner_name else made[name]
+        # The code, not the name: others have imported the function, or will while it is wrong.
+        patch.setattr(function, "__code__", wrong.__code__)
 
     def is_caught_and_located(self, arch: str, panels: dict[str, Backend],
                               patch: pytest.MonkeyPatch) -> None:
