@@ -13,6 +13,7 @@ pytestmark = pytest.mark.usefixtures("here")
 MOE = ["--arch", "moe", "--set", "balance=bias", "--set", "router_noise=0.1"]
 
 
+@pytest.mark.usefixtures("pictures")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_load_is_logged_and_drawn(backend: str) -> None:
     run = train(*MOE, "--steps", "5", "--micro-batch", "3", backend=backend)
@@ -24,6 +25,7 @@ def test_load_is_logged_and_drawn(backend: str) -> None:
     assert (run.plots / "experts.png").stat().st_size > 5000
 
 
+@pytest.mark.usefixtures("pictures")
 def test_other_architectures_have_no_load() -> None:
     run = train("--steps", "2")
     assert not [key for row in metrics.read(run.metrics) for key in row if key.startswith("load")]

@@ -17,13 +17,21 @@ from train.rundir import RunDir
 pytestmark = pytest.mark.usefixtures("here")
 
 
+@pytest.mark.usefixtures("pictures")
+def test_pictures_that_a_run_leaves() -> None:
+    run = train("--steps", "4")
+    assert {file.name for file in run.plots.iterdir()} == {
+        "loss.png", "validation.png", "throughput.png", "rate.png"}
+    assert all(file.stat().st_size > 5000 for file in run.plots.iterdir())
+
+
 @pytest.mark.parametrize("arch", architectures())
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_a_run_leaves(backend: str, arch: str) -> None:
     run = train("--steps", "10", "--keep", "1", "--arch", arch, backend=backend)
     names = {str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file()}
     best = checkpoint.best_step(run.path)
-    assert {"config.json", "tokenizer.json", "metrics.jsonl", "plots/loss.png",
+    assert {"config.json", "tokenizer.json", "metrics.jsonl",
             "corpus/corpus.safetensors", "step-00000010/model.safetensors",
             "step-00000010/optimizer.safetensors", "step-00000010/state.json"} <= names
     assert run.steps() == sorted({10, best})

@@ -86,6 +86,7 @@ def test_a_disk_that_fills_up_and_grows(backend: str) -> None:
 
 
 @pytest.mark.needs("torch")
+@pytest.mark.usefixtures("pictures")
 def test_no_room_for_a_plot(monkeypatch: pytest.MonkeyPatch,
                             capsys: pytest.CaptureFixture[str]) -> None:
     def full(path: Path, content: bytes) -> None:
