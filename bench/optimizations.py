@@ -35,6 +35,7 @@ from specs import UserError, main_exit, spec_type
 from specs.backend import available_backends
 from specs.machine import chip
 from train.files import write_json
+from train.results import resumed
 
 TRIAL = Path(__file__).parent / "trial.py"
 QUICK: dict[str, Any] = {"only": ["recompute", "sdpa", "rope", "moe"], "layers": 2, "width": 64,
@@ -93,14 +94,7 @@ def main() -> None:
         "versions": {}, "trials": {}}
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / "optimizations.json"
-    if file.exists():
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if found["about"] != document["about"]:
-            other = [name for name, value in document["about"].items()
-                     if found["about"].get(name) != value]
-            raise UserError(f"{file} was measured with another {', '.join(other)}: choose another "
-                            "--out, or delete it")
-        document = found
+    document = resumed(file, document["about"], "trials", "--out") or document
     Bench(args, plan, document, file).run()
     sheets.page(document, plan, file.with_suffix(".md"), "optimizations.png")
     sheets.draw(document, plan, file.with_suffix(".png"))

@@ -1,32 +1,16 @@
-"""What benchmarks that go on where they stopped share: the file that holds what is done; tables on
-the terminal, and in a page of which the benchmark owns a part."""
+"""Tables on the terminal, and in a page of which the benchmark owns a part."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from specs import UserError
 from train.files import write_text
 
 Sheet = tuple[str, list[str], list[list[str]]]  # title, headings, rows
 BEGIN, END = "<!-- measured -->", "<!-- end of what was measured -->"
-
-
-def resumed(file: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """The document in `file`, or a new one. Raises `UserError` if it was measured otherwise."""
-    if not file.exists():
-        return {"about": about, "measured": {}}
-    document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    other = [name for name, value in about.items() if document["about"].get(name) != value]
-    if other:
-        raise UserError(f"{file} was measured with another {', '.join(other)}: choose another "
-                        "--out, or delete it")
-    return document
 
 
 def markdown(sheet: Sheet) -> list[str]:

@@ -26,12 +26,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bench.again import RESULTS, again
 from bench.associations import Recall
-from bench.pages import markdown, on_terminal, resumed, write_part
+from bench.pages import markdown, on_terminal, write_part
 from bench.recall_sheets import draw, found_order, mean_accuracy, sheet
 from specs import Spec, UserError, architectures, init_weights, main_exit, spec_type
 from specs.backend import Backend, OptimizerSettings, available_backends, load_backend
 from specs.machine import chip
 from train.files import write_json
+from train.results import resumed
 from train.schedule import learning_rate
 from train.settings import Settings
 from train.study.equal import nearest
@@ -90,9 +91,9 @@ def main() -> None:
         return
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / "recall.json"
-    about = {name: getattr(args, name) for name in (*FULL, "sparse", "backend", "device")}
-    document = resumed(file, {
-        **about, "chip": chip(), "version": importlib.metadata.version(args.backend)})
+    about = {**{name: getattr(args, name) for name in (*FULL, "sparse", "backend", "device")},
+             "chip": chip(), "version": importlib.metadata.version(args.backend)}
+    document = resumed(file, about, "measured", "--out") or {"about": about, "measured": {}}
     document["models"] = {arch: {"parameters": spec.param_count(), "spec": spec.to_dict()}
                           for arch in sorted({*args.arch, *document.get("models", {})})
                           for spec in [model_of(args, arch)]}

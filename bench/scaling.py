@@ -28,12 +28,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bench import growth
 from bench.again import RESULTS, again
 from bench.exponents import aims, sheets
-from bench.pages import markdown, on_terminal, resumed, write_part
+from bench.pages import markdown, on_terminal, write_part
 from bench.scaling_chart import draw
 from specs import UserError, architectures, main_exit, spec_type
 from specs.backend import available_backends
 from specs.machine import chip
 from train.files import write_json
+from train.results import resumed
 
 SETTINGS = ("layers", "width", "lengths", "contexts", "fit", "rounds", "tokens", "limit", "memory",
             "generation", "device")
@@ -83,7 +84,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / "scaling.json"
     about = {**{name: getattr(args, name) for name in SETTINGS}, "chip": chip()}
-    document = resumed(file, about)
+    document = resumed(file, about, "measured", "--out") or {"about": about, "measured": {}}
     fill(document, args, file)
     document["aims"] = [{"aim": aim, "measured": measured, "kept": kept}
                         for aim, measured, kept in aims(document)]

@@ -31,7 +31,7 @@ def read_prompts(file: Path) -> list[str]:
     """The prompts in a file: its lines, without the empty ones; of a .jsonl file each line's
     "prompt", or the line itself where it is a string. Raises `UserError` if there is none."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")  # others may stand in a prompt
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"there is no file {file}") from None
     except UnicodeDecodeError:

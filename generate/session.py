@@ -15,7 +15,7 @@ from rich.console import Console
 
 from generate.sampling import Sampler
 from generate.screen import show, side_by_side
-from generate.text import Piece, Speed
+from generate.text import Piece, Speed, require_max_tokens
 from generate.writer import Writer
 from specs.backend import available_backends, load_backend
 from specs.base import did_you_mean
@@ -155,8 +155,7 @@ class Session:
             self.stop = () if value == "nothing" else (value.replace("\\n", "\n"),)
         elif name == "max_tokens":
             number = _number(name, value, int)
-            if number < 1:
-                raise UserError(f"max_tokens {number} must be at least 1")
+            require_max_tokens(number)
             self.max_tokens = number
         else:
             kind = type(getattr(self.sampler, name))

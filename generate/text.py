@@ -43,10 +43,11 @@ class Speed:
     decode_seconds: float = 0.0
 
     def __str__(self) -> str:
-        prefill = f"first token after {self.prefill_seconds:.3g} s"
-        if self.prefill_seconds:
-            rate = self.prefill_tokens / self.prefill_seconds
-            prefill += f" ({self.prefill_tokens} read, {rate:,.0f} tokens/s)"
+        if not self.prefill_seconds:
+            return "stopped before the first token"
+        rate = self.prefill_tokens / self.prefill_seconds
+        prefill = (f"first token after {self.prefill_seconds:.3g} s ({self.prefill_tokens} read, "
+                   f"{rate:,.0f} tokens/s)")
         if not self.decode_tokens:
             return prefill
         rate = self.decode_tokens / self.decode_seconds
@@ -64,10 +65,9 @@ def write(backend: Backend, model: Model, tokenizer: Tokenizer, prompts: Sequenc
     is not part of the text. `state` is the decoder's. With a `memory` there is one prompt, which
     goes on what the memory holds, and in the end it holds that too; its kind is the decoder's.
     Raises `UserError` for a prompt without tokens or as long as the model can read, an empty stop
-    string, fewer than one token, several prompts beside a memory.
+    string, an impossible number of tokens, several prompts beside a memory.
     """
-    if max_tokens < 1:
-        raise UserError(f"--max-tokens {max_tokens} must be at least 1")
+    require_max_tokens(max_tokens)
     if not all(stop):
         raise UserError("--stop '' would end every text before it begins: give some text")
     if memory is not None and len(prompts) > 1:
@@ -80,6 +80,12 @@ def write(backend: Backend, model: Model, tokenizer: Tokenizer, prompts: Sequenc
     if before.state:
         decoder.load_state(before.state)
     return _grow(rows, decoder, sampler, tokenizer.vocab_size, speed or Speed(), memory)
+
+
+def require_max_tokens(number: int) -> None:
+    """Raise `UserError` unless a text may have so many tokens."""
+    if not 1 <= number < 2**31:
+        raise UserError(f"--max-tokens {number} must be at least 1 and below {2**31:,}")
 
 
 def encoded(tokenizer: Tokenizer, prompt: str, max_length: int | None,

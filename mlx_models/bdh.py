@@ -11,7 +11,7 @@ import mlx.nn as nn
 from mlx_models.bdh_fast import in_tiles
 from mlx_models.cache import Rows
 from mlx_models.for_mlx_lm.caches import PromptCache
-from mlx_models.layers import PairRotary, begin, dropout, fold, recompute, upcast
+from mlx_models.layers import PairRotary, begin, dropout, fold, recompute, unset, upcast
 from specs.bdh import CHUNK
 
 
@@ -194,10 +194,10 @@ class Model(nn.Module):
         layers = () if spec.share_layers else (spec.n_layer,)
         self.spec, self.dtype, self.recompute = spec, dtype, False
         self.embed = nn.Embedding(V, C)
-        self.encoder = mx.zeros((*layers, H, C, N))
-        self.encoder_v = mx.zeros((*layers, H, C, N))
-        self.decoder = mx.zeros((*layers, H * N, C))
-        self.lm_head = mx.zeros((C, V))
+        self.encoder = unset(*layers, H, C, N)
+        self.encoder_v = unset(*layers, H, C, N)
+        self.decoder = unset(*layers, H * N, C)
+        self.lm_head = unset(C, V)
         self.embed_norm = LayerNorm(spec.norm_eps)
         self.layers = [Block(spec) for _ in range(spec.n_layer)]
         self._rotary = None, None

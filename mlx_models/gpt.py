@@ -18,6 +18,7 @@ from mlx_models.layers import (
     RotaryTable,
     dropout,
     fold,
+    silu,
 )
 from mlx_models.model import NORMS, LanguageModel
 
@@ -26,7 +27,7 @@ def relu2(x):
     return mx.square(nn.relu(x))
 
 
-ACTIVATIONS = {"gelu": nn.gelu, "gelu_tanh": nn.gelu_approx, "swiglu": nn.silu, "relu2": relu2}
+ACTIVATIONS = {"gelu": nn.gelu, "gelu_tanh": nn.gelu_approx, "swiglu": silu, "relu2": relu2}
 
 
 class Attention(nn.Module):

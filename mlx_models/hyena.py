@@ -15,7 +15,7 @@ import numpy as np
 
 from mlx_models import gpt
 from mlx_models.for_mlx_lm.caches import PromptCache
-from mlx_models.layers import Linear, dropout, fold
+from mlx_models.layers import Linear, dropout, fold, unset
 from mlx_models.longconv import long_conv
 from mlx_models.model import LanguageModel
 from mlx_models.online import CONVS
@@ -30,7 +30,7 @@ class Filter(nn.Module):
         super().__init__()
         E, W = spec.emb_dim, spec.filter_order
         self.l1, self.l2, self.l3 = Linear(E, W), Linear(W, W), Linear(W, W)
-        self.freq = mx.zeros((W,))
+        self.freq = unset(W)
         self.out = Linear(W, spec.filters, bias=False)
 
     def __call__(self, features, decay):
@@ -48,10 +48,10 @@ class Hyena(nn.Module):
         C, wide = spec.n_embd, (spec.order + 1) * spec.n_embd
         self.order = spec.order
         self.in_proj = Linear(C, wide)
-        self.conv_weight = mx.zeros((wide, spec.short_filter))
-        self.conv_bias = mx.zeros((wide,))
+        self.conv_weight = unset(wide, spec.short_filter)
+        self.conv_bias = unset(wide)
         self.filter = Filter(spec)
-        self.filter_bias = mx.zeros((spec.order - 1, C))
+        self.filter_bias = unset(spec.order - 1, C)
         self.out_proj = Linear(C, C)
 
     def __call__(self, x, features, decay, cache=None):

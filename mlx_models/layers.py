@@ -33,9 +33,18 @@ def _power_of_e_backward(x, grad, power):
     return grad * power
 
 
+def sigmoid(x):
+    """1/(1 + e⁻ˣ), of float32 by that exp; a larger one would make 0·∞ of a gradient."""
+    return 1 / (1 + exp(mx.minimum(-x, 80.0))) if by_power(x) else mx.sigmoid(x)
+
+
 def silu(x):
-    """x·sigmoid(x) of x in float32, by that exp; a larger one would make 0·∞ of a gradient."""
-    return x / (1 + exp(mx.minimum(-x, 80.0))) if mx.default_device() == mx.cpu else nn.silu(x)
+    """x/(1 + e⁻ˣ), the like."""
+    return x / (1 + exp(mx.minimum(-x, 80.0))) if by_power(x) else nn.silu(x)
+
+
+def by_power(x):
+    return mx.default_device() == mx.cpu and x.dtype == mx.float32
 
 
 def total(x):
@@ -53,6 +62,11 @@ def function(cls):
     made = mx.custom_function(cls.forward)
     made.vjp(cls.backward)
     return made
+
+
+def unset(*shape):
+    """A parameter that gets its numbers from outside."""
+    return mx.zeros(shape)
 
 
 def recompute(layer, *args):
@@ -191,7 +205,7 @@ def dropout(x, p, key, batch_axis=0):
     if key is None or p == 0:
         return x
     row, column, least = dropout_words(x.shape, p, key, batch_axis)
-    return mx.where(row[..., None] * column >= least, x * (1 / (1 - p)), 0)
+    return (row[..., None] * column >= least) * (x * (1 / (1 - p)))  # `where` is slow on a CPU
 
 
 def dropout_words(shape, p, key, batch_axis=0):

@@ -7,12 +7,12 @@ and all products with it, norms, the residual stream and logits are in at least 
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.core import clip, cumsum
+from mlx.core import clip, cumsum, split, zeros_like
 from mlx.core import concatenate as cat
 from mlx.nn import softplus
 
 from mlx_models.cache import ConstantCache
-from mlx_models.layers import Linear, RMSNorm, dropout, exp, silu, upcast
+from mlx_models.layers import Linear, RMSNorm, dropout, exp, silu, unset, upcast
 from mlx_models.mamba2_fast import by_head
 from mlx_models.model import LanguageModel
 from mlx_models.shortconv import short_conv
@@ -68,9 +68,9 @@ class StateSpace(nn.Module):
         self.inner, self.n_head, self.groups, self.d_state = di, H, spec.n_groups, spec.d_state
         self.limit, self.chunk_length = spec.time_step_limit, spec.chunk_length
         self.in_proj = Linear(C, di + wide + H, bias=False)
-        self.conv_weight = mx.zeros((wide, spec.d_conv))
-        self.conv_bias = mx.zeros((wide,))
-        self.dt_bias, self.A_log, self.D = (mx.zeros((H,)) for _ in range(3))
+        self.conv_weight = unset(wide, spec.d_conv)
+        self.conv_bias = unset(wide)
+        self.dt_bias, self.A_log, self.D = (unset(H) for _ in range(3))
         self.norm = GatedNorm(di, spec.n_groups, spec.norm_eps)
         self.out_proj = Linear(di, C, bias=False)
 
@@ -78,10 +78,10 @@ class StateSpace(nn.Module):
         B, T, _ = x.shape
         di, H = self.inner, self.n_head
         inputs, state = (None, None) if cache is None else (cache.get("inputs"), cache.get("state"))
-        z, w, dt = mx.split(self.in_proj(x), (di, di + len(self.conv_bias)), axis=-1)
+        z, w, dt = split(self.in_proj(x), (di, di + len(self.conv_bias)), -1)
         w, inputs = short_conv(w, self.conv_weight, self.conv_bias, inputs)
         w = silu(w).astype(x.dtype)
-        u, b, c = mx.split(w, (di, di + self.groups * self.d_state), axis=-1)
+        u, b, c = split(w, (di, di + self.groups * self.d_state), -1)
         u, (b, c) = u.reshape(B, T, H, -1), (a.reshape(B, T, self.groups, -1) for a in (b, c))
         dt = clip(softplus(upcast(dt) + self.dt_bias), *self.limit)
         form = self.step if cache is not None and T == 1 else self.chunked
@@ -111,7 +111,7 @@ class StateSpace(nn.Module):
         late = late.reshape(B, K, Q, G, -1).swapaxes(2, 3)  # (B, K, G, Q, R·P)
         states = (late.swapaxes(-1, -2) @ upcast(b)).reshape(B, K, H, P * N).swapaxes(1, 2)
         if state is None:
-            state = mx.zeros((B, H, P, N), states.dtype)
+            state = zeros_like(states[:, :, 0])
         states = cat((state.reshape(B, H, 1, -1), states), 2)
         total = da.sum(-1).swapaxes(1, 2)  # (B, H, K)
         kept = exp(segment_sums(pad(total, 2, 1, 0)))  # (B, H, K + 1, K + 1)

@@ -11,10 +11,10 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_models import gpt, grouped
-from mlx_models.layers import Linear, dropout, fold, noise, recompute, upcast
+from mlx_models.layers import Linear, dropout, fold, noise, recompute, silu, unset, upcast
 from specs.moe import BALANCE_STEP
 
-ACTIVATIONS = {**gpt.ACTIVATIONS, "silu": nn.silu}
+ACTIVATIONS = {**gpt.ACTIVATIONS, "silu": silu}
 
 
 class Experts(nn.Module):
@@ -26,9 +26,9 @@ class Experts(nn.Module):
         self.n_experts = E
         self.activation, self.gated = ACTIVATIONS[spec.expert_mlp], spec.expert_mlp == "swiglu"
         if self.gated:
-            self.gate_proj = mx.zeros((E, width, C))
-        self.up_proj = mx.zeros((E, width, C))
-        self.down_proj = mx.zeros((E, C, width))
+            self.gate_proj = unset(E, width, C)
+        self.up_proj = unset(E, width, C)
+        self.down_proj = unset(E, C, width)
 
     def __call__(self, x, chosen, share):
         if x.dtype == mx.float64:  # what all else is held against is the plain form

@@ -8,10 +8,11 @@ stream and logits are in at least float32. MLP is gpt's.
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx.core import concatenate as cat
 
 from mlx_models import gpt
 from mlx_models.cache import ConstantCache
-from mlx_models.layers import Linear, PairRotary, RotaryTable, dropout, fold, upcast
+from mlx_models.layers import Linear, PairRotary, RotaryTable, dropout, fold, silu, upcast
 from mlx_models.model import LanguageModel
 from specs.retnet import HEAD_EPS
 
@@ -51,7 +52,7 @@ class Retention(nn.Module):
         o = self.retain(q, k, v, within, between, cache)
         y = self.head_norm(o).astype(x.dtype)
         y = y.swapaxes(1, 2).reshape(*x.shape[:2], -1)
-        return self.o_proj(y * nn.silu(self.g_proj(x)))
+        return self.o_proj(y * silu(self.g_proj(x)))
 
     def heads(self, y):
         return y.reshape(*y.shape[:2], self.n_head, -1).swapaxes(1, 2)
@@ -77,7 +78,7 @@ class Retention(nn.Module):
         rounding over the score, which may be as small as it likes. Now the score is ±Σ|k|."""
         q_0, k_0 = q[:, :, :1], k[:, :, :1]
         first = mx.stop_gradient(mx.sign(q_0 @ k_0.swapaxes(-1, -2)) * mx.sign(k_0))
-        return mx.concatenate((first, q[:, :, 1:]), axis=2)
+        return cat((first, q[:, :, 1:]), 2)
 
     def parallel(self, q, k, v, within):
         """All pairs of T = Q tokens."""
@@ -98,14 +99,14 @@ class Retention(nn.Module):
         decay = within[:, None].astype(q.dtype)  # (H, 1, Q+1, Q+1)
         new = upcast((k * decay[..., -2, :-1, None]).swapaxes(-1, -2) @ v)  # (B, H, n, dk, dv)
         old = mx.zeros_like(new[:, :, :1]) if state is None else state[:, :, None]
-        states = self.pass_on(mx.concatenate((old, new), axis=2), between)
+        states = self.pass_on(cat((old, new), 2), between)
         before, state = states[:, :, :-1], states[:, :, -1]
         read = (q * decay[..., 1:, :1]) @ before.astype(q.dtype)
         o = (self.parallel(q, k, v, decay) + read).flatten(2, 3)
         if rest:
             short = within[:, : rest + 1, : rest + 1]
             o_r, state = self.chunkwise(q_r, k_r, v_r, short, None, state)
-            o = mx.concatenate((o, o_r), axis=2)
+            o = cat((o, o_r), 2)
         return o, state
 
     def pass_on(self, parts, between):
@@ -120,7 +121,7 @@ class Retention(nn.Module):
             now = slice(t, t + 1)
             o, state = self.step(q[:, :, now], k[:, :, now], v[:, :, now], within, state)
             outputs.append(o)
-        return mx.concatenate(outputs, axis=2), state
+        return cat(outputs, 2), state
 
     def step(self, q, k, v, within, state):
         """One token, T = 1, which sees itself: (output, state after it)."""

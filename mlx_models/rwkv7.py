@@ -11,7 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_models.cache import ConstantCache
-from mlx_models.layers import LayerNorm, Linear, dropout, fold, upcast
+from mlx_models.layers import LayerNorm, Linear, dropout, fold, sigmoid, unset, upcast
 from mlx_models.model import LanguageModel
 from mlx_models.rwkv7_fast import each, in_chunks
 
@@ -33,11 +33,6 @@ def last_of(x):
 
 def like(x, y):
     return y.astype(x.dtype)
-
-
-def unset(*shape):
-    """A parameter that gets its numbers from outside."""
-    return mx.zeros(shape)
 
 
 def no_state(r, B, H, D):
@@ -84,12 +79,12 @@ class TimeMix(nn.Module):
         r, k = self.r_proj(x + d * like(x, self.x_r)), self.k_proj(x + d * like(x, self.x_k))
         r, k, v = upcast(r), upcast(k), upcast(v_first)
         w = self.adapted(x + d * like(x, self.x_w), self.w1, self.w2, mx.tanh)
-        a = mx.sigmoid(self.a0 + self.adapted(x + d * like(x, self.x_a), self.a1, self.a2))
-        g = self.adapted(x + d * like(x, self.x_g), self.g1, self.g2, mx.sigmoid)
-        w = -math.exp(-0.5) * mx.sigmoid(self.w0 + w)  # log w
+        a = sigmoid(self.a0 + self.adapted(x + d * like(x, self.x_a), self.a1, self.a2))
+        g = self.adapted(x + d * like(x, self.x_g), self.g1, self.g2, sigmoid)
+        w = -math.exp(-0.5) * sigmoid(self.w0 + w)  # log w
         if not self.first:
             z = x + d * like(x, self.x_v)
-            late = mx.sigmoid(self.v0 + self.adapted(z, self.v1, self.v2))
+            late = sigmoid(self.v0 + self.adapted(z, self.v1, self.v2))
             own = upcast(self.v_proj(z))
             v = own + (v - own) * late
         kappa = self.unit(k * self.k_k)

@@ -7,9 +7,11 @@ at least float32.
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.core import cumsum
+from mlx.nn import softplus
 
 from mlx_models import gpt
-from mlx_models.layers import Linear, dropout, upcast
+from mlx_models.layers import Linear, dropout, unset, upcast
 from mlx_models.longconv import long_conv
 from mlx_models.model import LanguageModel
 from mlx_models.online import CONVS
@@ -22,7 +24,7 @@ def running_sums(a):
     """Σ_{k ≤ t} a[k] of a (H, T), rounded once: where they cross zero, more would show. So a
     is cut into whole grains, whose sums are exact, and rests that stay small."""
     whole = mx.round(mx.stop_gradient(a) / GRAIN) * GRAIN
-    return mx.cumsum(whole, 1) + mx.cumsum(a - whole, 1)
+    return cumsum(whole, 1) + cumsum(a - whole, 1)
 
 
 def by_token(numbers):
@@ -64,8 +66,8 @@ class Mixer(nn.Module):
             self.in_proj = Linear(C, C)
             self.out_proj = Linear(C, C, bias=False)
         self.mix = Mix(spec)
-        self.kernel = mx.zeros((H, spec.block_size))
-        self.kernel_bias = mx.zeros((H, spec.block_size))
+        self.kernel = unset(H, spec.block_size)
+        self.kernel_bias = unset(H, spec.block_size)
 
     def __call__(self, x, start, cache=None):
         u = self.in_proj(x) if self.do_toep_proj else x
@@ -83,7 +85,7 @@ class Mixer(nn.Module):
     def weights(self, count=None):
         """a (H, count) for the `count` least distances, or for all."""
         kernel = self.kernel[:, :count]
-        return nn.softplus(kernel) if self.positive else kernel
+        return softplus(kernel) if self.positive else kernel
 
 
 class MLP(gpt.MLP):

@@ -78,10 +78,7 @@ class Spec:
     foreign_keys: ClassVar[tuple[str, ...]] = ()  # in official checkpoints, no parameters of ours
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            object.__setattr__(self, field.name, _coerce(field.name, value, hints[field.name]))
+        coerce_fields(self)
         for name in ("vocab_size", "block_size", "n_layer", "n_embd"):
             self.require(name, getattr(self, name) >= 1, "at least 1")
         self.require("dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
@@ -224,17 +221,24 @@ def did_you_mean(word: str, known: list[str]) -> str:
     return (f"; did you mean {close[0]!r}?" if close else ".") + f" It has: {', '.join(known)}"
 
 
+def coerce_fields(made: Any) -> None:
+    """Give the fields of a frozen dataclass their types, or raise a `UserError` that names one."""
+    hints = typing.get_type_hints(type(made))
+    for field in dataclasses.fields(made):
+        value = getattr(made, field.name)
+        object.__setattr__(made, field.name, _coerce(field.name, value, hints[field.name]))
+
+
 def _coerce(name: str, value: Any, hint: Any) -> Any:
     """`value` as the type of the field, or a `UserError` that names field, value and type."""
     choices = typing.get_args(hint)
+    if isinstance(hint, types.UnionType):
+        kind = next(choice for choice in choices if choice is not type(None))
+        return None if value is None else _coerce(name, value, kind)
     if typing.get_origin(hint) is Literal:
         if value in choices:
             return value
         raise UserError(f"{name} = {value!r} must be one of {', '.join(map(str, choices))}")
-    if isinstance(hint, types.UnionType):
-        if value is None:
-            return None
-        hint = next(choice for choice in choices if choice is not type(None))
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)) or len(value) != len(choices):
             raise UserError(f"{name} = {value!r} must be a list of {len(choices)} values")
@@ -243,6 +247,6 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not hint:
-        kind = {int: "a whole number", float: "a number", bool: "true or false"}
-        raise UserError(f"{name} = {value!r} must be {kind.get(hint, hint)}")
+        wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
+        raise UserError(f"{name} = {value!r} must be {wanted.get(hint, hint)}")
     return value

@@ -12,9 +12,11 @@ class UserError(Exception):
     """A mistake that the user can mend. The message is one line: what is wrong and what to do."""
 
 
-# PyTorch's and MLX's words for it, on CPU, CUDA and Metal; both raise a plain RuntimeError.
+# PyTorch's and MLX's words for it, on CPU, CUDA and Metal; both raise a plain RuntimeError. And
+# numpy's for what no machine holds, a ValueError.
 _OUT_OF_MEMORY = re.compile(r"out of memory|insufficient memory|alloc_failed|invalid buffer size|"
-                            r"(unable|attempting|can't|cannot) (to )?allocate", re.IGNORECASE)
+                            r"(unable|attempting|can't|cannot) (to )?allocate|"
+                            r"array is too big|maximum allowed dimension", re.IGNORECASE)
 
 
 def lacking(error: BaseException) -> str | None:
@@ -22,7 +24,7 @@ def lacking(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"no room to write {error.filename or 'a file'}"
     if isinstance(error, MemoryError) or (
-            isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error))):
+            isinstance(error, (RuntimeError, ValueError)) and _OUT_OF_MEMORY.search(str(error))):
         return f"not enough memory ({(str(error) or 'none left').splitlines()[0]})"
     return None
 
@@ -49,7 +51,7 @@ def main_exit(main: Callable[[], int | None]) -> None:
     except BrokenPipeError:  # the reader of a pipe (`| head`) went away
         sys.stderr.close()
         code = 0
-    except (UserError, OSError, MemoryError, RuntimeError) as error:
+    except (UserError, OSError, MemoryError, RuntimeError, ValueError) as error:
         message = in_one_line(error)
         if message is None:
             raise

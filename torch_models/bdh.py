@@ -12,7 +12,7 @@ from torch import nn
 from specs.bdh import CHUNK
 from torch_models.bdh_fast import in_tiles
 from torch_models.cache import Rows
-from torch_models.layers import PairRotary, dropout, fold, recompute, upcast
+from torch_models.layers import PairRotary, dropout, fold, recompute, unset, upcast
 
 
 def quadratic_wins(T, C):
@@ -194,10 +194,10 @@ class Model(nn.Module):
         layers = () if spec.share_layers else (spec.n_layer,)
         self.spec, self.dtype, self.recompute = spec, dtype, False
         self.embed = nn.Embedding(V, C)
-        self.encoder = nn.Parameter(torch.empty(*layers, H, C, N))
-        self.encoder_v = nn.Parameter(torch.empty(*layers, H, C, N))
-        self.decoder = nn.Parameter(torch.empty(*layers, H * N, C))
-        self.lm_head = nn.Parameter(torch.empty(C, V))
+        self.encoder = unset(*layers, H, C, N)
+        self.encoder_v = unset(*layers, H, C, N)
+        self.decoder = unset(*layers, H * N, C)
+        self.lm_head = unset(C, V)
         self.embed_norm = LayerNorm(spec.norm_eps)
         self.layers = nn.ModuleList(Block(spec) for _ in range(spec.n_layer))
         self._rotary = None, None

@@ -14,7 +14,7 @@ from torch import nn
 
 from specs.online import KINDS
 from torch_models import gpt
-from torch_models.layers import Linear, dropout, fold
+from torch_models.layers import Linear, dropout, fold, unset
 from torch_models.longconv import long_conv
 from torch_models.model import LanguageModel
 from torch_models.online import CONVS
@@ -28,7 +28,7 @@ class Filter(nn.Module):
         super().__init__()
         E, W = spec.emb_dim, spec.filter_order
         self.l1, self.l2, self.l3 = Linear(E, W), Linear(W, W), Linear(W, W)
-        self.freq = nn.Parameter(torch.empty(W))
+        self.freq = unset(W)
         self.out = Linear(W, spec.filters, bias=False)
 
     def forward(self, features, decay):
@@ -46,10 +46,10 @@ class Hyena(nn.Module):
         C, wide = spec.n_embd, (spec.order + 1) * spec.n_embd
         self.order = spec.order
         self.in_proj = Linear(C, wide)
-        self.conv_weight = nn.Parameter(torch.empty(wide, spec.short_filter))
-        self.conv_bias = nn.Parameter(torch.empty(wide))
+        self.conv_weight = unset(wide, spec.short_filter)
+        self.conv_bias = unset(wide)
         self.filter = Filter(spec)
-        self.filter_bias = nn.Parameter(torch.empty(spec.order - 1, C))
+        self.filter_bias = unset(spec.order - 1, C)
         self.out_proj = Linear(C, C)
 
     def forward(self, x, features, decay, cache=None):

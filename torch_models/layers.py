@@ -15,6 +15,11 @@ def upcast(x):
     return x if x.dtype == torch.float64 else x.to(torch.float32)
 
 
+def unset(*shape):
+    """A parameter that gets its numbers from outside."""
+    return nn.Parameter(torch.empty(shape))
+
+
 def recompute(layer, *args):
     """layer(*args), whose activations are computed again in the backward pass."""
     return checkpoint(layer, *args, use_reentrant=False)

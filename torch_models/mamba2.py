@@ -7,11 +7,12 @@ and all products with it, norms, the residual stream and logits are in at least 
 
 import torch
 import torch.nn.functional as F
-from torch import cat, clip, cumsum, exp, nn
+from torch import cat, clip, cumsum, exp, nn, zeros_like
+from torch import tensor_split as split
 from torch.nn.functional import silu, softplus
 
 from torch_models.cache import ConstantCache
-from torch_models.layers import Linear, RMSNorm, dropout, upcast
+from torch_models.layers import Linear, RMSNorm, dropout, unset, upcast
 from torch_models.mamba2_fast import by_head
 from torch_models.model import LanguageModel
 from torch_models.shortconv import short_conv
@@ -67,9 +68,9 @@ class StateSpace(nn.Module):
         self.inner, self.n_head, self.groups, self.d_state = di, H, spec.n_groups, spec.d_state
         self.limit, self.chunk_length = spec.time_step_limit, spec.chunk_length
         self.in_proj = Linear(C, di + wide + H, bias=False)
-        self.conv_weight = nn.Parameter(torch.empty(wide, spec.d_conv))
-        self.conv_bias = nn.Parameter(torch.empty(wide))
-        self.dt_bias, self.A_log, self.D = (nn.Parameter(torch.empty(H)) for _ in range(3))
+        self.conv_weight = unset(wide, spec.d_conv)
+        self.conv_bias = unset(wide)
+        self.dt_bias, self.A_log, self.D = (unset(H) for _ in range(3))
         self.norm = GatedNorm(di, spec.n_groups, spec.norm_eps)
         self.out_proj = Linear(di, C, bias=False)
 
@@ -77,10 +78,10 @@ class StateSpace(nn.Module):
         B, T, _ = x.shape
         di, H = self.inner, self.n_head
         inputs, state = (None, None) if cache is None else (cache.get("inputs"), cache.get("state"))
-        z, w, dt = torch.split(self.in_proj(x), (di, len(self.conv_bias), H), dim=-1)
+        z, w, dt = split(self.in_proj(x), (di, di + len(self.conv_bias)), -1)
         w, inputs = short_conv(w, self.conv_weight, self.conv_bias, inputs)
         w = silu(w).to(x.dtype)
-        u, b, c = torch.split(w, (di, *2 * [self.groups * self.d_state]), dim=-1)
+        u, b, c = split(w, (di, di + self.groups * self.d_state), -1)
         u, (b, c) = u.reshape(B, T, H, -1), (a.reshape(B, T, self.groups, -1) for a in (b, c))
         dt = clip(softplus(upcast(dt) + self.dt_bias), *self.limit)
         form = self.step if cache is not None and T == 1 else self.chunked
@@ -110,7 +111,7 @@ class StateSpace(nn.Module):
         late = late.reshape(B, K, Q, G, -1).swapaxes(2, 3)  # (B, K, G, Q, R·P)
         states = (late.swapaxes(-1, -2) @ upcast(b)).reshape(B, K, H, P * N).swapaxes(1, 2)
         if state is None:
-            state = states.new_zeros((B, H, P, N))
+            state = zeros_like(states[:, :, 0])
         states = cat((state.reshape(B, H, 1, -1), states), 2)
         total = da.sum(-1).swapaxes(1, 2)  # (B, H, K)
         kept = exp(segment_sums(pad(total, 2, 1, 0)))  # (B, H, K + 1, K + 1)

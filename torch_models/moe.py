@@ -13,7 +13,7 @@ from torch import nn
 
 from specs.moe import BALANCE_STEP
 from torch_models import gpt, grouped
-from torch_models.layers import Linear, dropout, fold, noise, recompute, upcast
+from torch_models.layers import Linear, dropout, fold, noise, recompute, unset, upcast
 
 ACTIVATIONS = {**gpt.ACTIVATIONS, "silu": F.silu}
 
@@ -27,9 +27,9 @@ class Experts(nn.Module):
         self.n_experts = E
         self.activation, self.gated = ACTIVATIONS[spec.expert_mlp], spec.expert_mlp == "swiglu"
         if self.gated:
-            self.gate_proj = nn.Parameter(torch.empty(E, width, C))
-        self.up_proj = nn.Parameter(torch.empty(E, width, C))
-        self.down_proj = nn.Parameter(torch.empty(E, C, width))
+            self.gate_proj = unset(E, width, C)
+        self.up_proj = unset(E, width, C)
+        self.down_proj = unset(E, C, width)
 
     def forward(self, x, chosen, share):
         if x.dtype == torch.float64:  # what all else is held against is the plain form

@@ -35,7 +35,11 @@ class Optimizer:
         self.adam_scale = {p.name: beside * p.lr_scale for p in spec.params()}
         self.momentum = {name: torch.zeros_like(params[name]) for name in self.muon}
         self.adam_names = [p.name for p in spec.params() if p.trained and p.name not in self.muon]
-        self.decays = {p.name: settings.weight_decay * p.decays for p in spec.params()}
+        self.groups = {}  # (scale of the rate, decay): names
+        for p in spec.params():
+            if p.name in self.adam_names:
+                kind = self.adam_scale[p.name], settings.weight_decay * p.decays
+                self.groups.setdefault(kind, []).append(p.name)
         self.start_adam(0)
 
     def start_adam(self, step):
@@ -49,9 +53,7 @@ class Optimizer:
     @torch.no_grad()
     def update(self, grads, lr, good):
         """One step at rate `lr` from grads {name: tensor}; nothing where `good` is false."""
-        kinds = {name: (self.adam_scale[name], self.decays[name]) for name in self.adam_names}
-        for scale, decay in dict.fromkeys(kinds.values()):
-            names = [name for name in self.adam_names if kinds[name] == (scale, decay)]
+        for (scale, decay), names in self.groups.items():
             self.adam_step(names, [grads[name] for name in names], lr * scale, good, decay)
         for name, param in self.muon.items():
             self.muon_step(name, param, grads[name], lr, good)

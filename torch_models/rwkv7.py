@@ -9,10 +9,10 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import nn, sigmoid
 
 from torch_models.cache import ConstantCache
-from torch_models.layers import LayerNorm, Linear, dropout, fold, upcast
+from torch_models.layers import LayerNorm, Linear, dropout, fold, unset, upcast
 from torch_models.model import LanguageModel
 from torch_models.rwkv7_fast import each, in_chunks
 
@@ -34,11 +34,6 @@ def last_of(x):
 
 def like(x, y):
     return y.to(x.dtype)
-
-
-def unset(*shape):
-    """A parameter that gets its numbers from outside."""
-    return nn.Parameter(torch.empty(shape))
 
 
 def no_state(r, B, H, D):
@@ -85,12 +80,12 @@ class TimeMix(nn.Module):
         r, k = self.r_proj(x + d * like(x, self.x_r)), self.k_proj(x + d * like(x, self.x_k))
         r, k, v = upcast(r), upcast(k), upcast(v_first)
         w = self.adapted(x + d * like(x, self.x_w), self.w1, self.w2, torch.tanh)
-        a = torch.sigmoid(self.a0 + self.adapted(x + d * like(x, self.x_a), self.a1, self.a2))
-        g = self.adapted(x + d * like(x, self.x_g), self.g1, self.g2, torch.sigmoid)
-        w = -math.exp(-0.5) * torch.sigmoid(self.w0 + w)  # log w
+        a = sigmoid(self.a0 + self.adapted(x + d * like(x, self.x_a), self.a1, self.a2))
+        g = self.adapted(x + d * like(x, self.x_g), self.g1, self.g2, sigmoid)
+        w = -math.exp(-0.5) * sigmoid(self.w0 + w)  # log w
         if not self.first:
             z = x + d * like(x, self.x_v)
-            late = torch.sigmoid(self.v0 + self.adapted(z, self.v1, self.v2))
+            late = sigmoid(self.v0 + self.adapted(z, self.v1, self.v2))
             own = upcast(self.v_proj(z))
             v = own + (v - own) * late
         kappa = self.unit(k * self.k_k)

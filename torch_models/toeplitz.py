@@ -6,12 +6,12 @@ at least float32.
 """
 
 import torch
-import torch.nn.functional as F
-from torch import nn
+from torch import cumsum, nn
+from torch.nn.functional import softplus
 
 from specs.online import KINDS
 from torch_models import gpt
-from torch_models.layers import Linear, dropout, upcast
+from torch_models.layers import Linear, dropout, unset, upcast
 from torch_models.longconv import long_conv
 from torch_models.model import LanguageModel
 from torch_models.online import CONVS
@@ -23,7 +23,7 @@ def running_sums(a):
     """Σ_{k ≤ t} a[k] of a (H, T), rounded once: where they cross zero, more would show. So a
     is cut into whole grains, whose sums are exact, and rests that stay small."""
     whole = torch.round(a.detach() / GRAIN) * GRAIN
-    return torch.cumsum(whole, 1) + torch.cumsum(a - whole, 1)
+    return cumsum(whole, 1) + cumsum(a - whole, 1)
 
 
 def by_token(numbers):
@@ -65,8 +65,8 @@ class Mixer(nn.Module):
             self.in_proj = Linear(C, C)
             self.out_proj = Linear(C, C, bias=False)
         self.mix = Mix(spec)
-        self.kernel = nn.Parameter(torch.zeros(H, spec.block_size))
-        self.kernel_bias = nn.Parameter(torch.zeros(H, spec.block_size))
+        self.kernel = unset(H, spec.block_size)
+        self.kernel_bias = unset(H, spec.block_size)
 
     def forward(self, x, start, cache=None):
         u = self.in_proj(x) if self.do_toep_proj else x
@@ -84,7 +84,7 @@ class Mixer(nn.Module):
     def weights(self, count=None):
         """a (H, count) for the `count` least distances, or for all."""
         kernel = self.kernel[:, :count]
-        return F.softplus(kernel) if self.positive else kernel
+        return softplus(kernel) if self.positive else kernel
 
 
 class MLP(gpt.MLP):

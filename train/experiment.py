@@ -15,7 +15,8 @@ given again; what is done is not done again.
 from __future__ import annotations
 
 import argparse
-import json
+import math
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -30,14 +31,16 @@ from specs.base import did_you_mean
 from specs.machine import chip
 from train import experiments
 from train.files import write_json, write_text
+from train.numerals import duration
 from train.options import data_options, given_settings
+from train.results import resumed
 from train.run import described, prepared
-from train.rundir import RUNS
+from train.rundir import NAME, RUNS
 from train.settings import Settings
 from train.study.pictures import draw
 from train.study.plan import Plan
 from train.study.report import machine_rows, on_terminal, page, size
-from train.study.runner import Runner, clock, locked
+from train.study.runner import Runner, locked
 from train.study.setup import options
 
 QUICK = 20  # updates
@@ -115,15 +118,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raise `UserError` for numbers that cannot be."""
+    """Raise `UserError` for numbers and names that cannot be."""
     if args.steps is not None and args.minutes is not None:
         raise UserError("--steps and --minutes both bound the trainings: give one of them")
     for name in ("steps", "minutes", "seeds"):
         value = getattr(args, name)
-        if value is not None and not value > 0:
+        if value is not None and not 0 < value < math.inf:
             raise UserError(f"--{name} {value:g} must be positive")
-    if any(not lr > 0 for lr in args.lr):
+    if any(not 0 < lr < math.inf for lr in args.lr):
         raise UserError("--lr must be positive")
+    if args.name is not None and (not re.fullmatch(NAME, args.name)
+                                  or (RUNS / args.name / "config.json").exists()):
+        raise UserError(f"--name {args.name!r} must be letters, digits, '-', '_' and '.', and no "
+                        "run's name")
 
 
 def planned(args: argparse.Namespace, folder: Path) -> tuple[Plan, dict[str, Any]]:
@@ -160,12 +167,8 @@ def opened(folder: Path, args: argparse.Namespace, plan: Plan, about: dict[str, 
     """What runs/NAME/results.json holds already, in which the plan finds what is done."""
     file, command = folder / "results.json", shlex.join(["python", *sys.argv])
     document: dict[str, Any] = {"about": about, "command": command, "chip": chip(), "versions": {}}
-    if file.exists():
-        found = json.loads(file.read_text(encoding="utf-8"))
-        other = [name for name, value in about.items() if found["about"].get(name) != value]
-        if other:
-            raise UserError(f"{file} was made with another {', '.join(other)}: choose another "
-                            "--name, or delete that folder")
+    found = resumed(file, about, "arms", "--name")
+    if found:
         plan.found.update(found["arms"])
         document["versions"] = found["versions"]
     return document
@@ -184,7 +187,7 @@ def show(plan: Plan, console: Console) -> None:
         unit = "" if kind == "probe" else " minutes" if plan.minutes else " steps"
         names = (f"{arm.name} {arm.length:g}{unit}" if unit else arm.name for arm in same)
         console.print(f"\n{kind}: {', '.join(names)}", soft_wrap=True)
-    console.print(f"\n{len(arms)} in all, {clock(sum(map(plan.seconds, arms)))} by "
+    console.print(f"\n{len(arms)} in all, {duration(sum(map(plan.seconds, arms)))} by "
                   f"{'the clock' if plan.minutes else 'what FLOPs let expect'}")
 
 

@@ -80,7 +80,7 @@ class Loop:
                     self.state, step=step + 1, elapsed=self.elapsed, val_loss=None,
                     tokens=self.state.tokens + sum(b.tokens.size for b in batches))
                 last = (step + 1 if bounded else self.elapsed) >= self.total
-                interrupted = self.interrupted
+                interrupted = self.interrupted and not last  # what is nearly done is ended well
                 if last or interrupted or self.due(self.settings.log_every):
                     self.log(display)
                 diverged = self.skipped_in_row >= SKIP_LIMIT

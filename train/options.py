@@ -58,6 +58,9 @@ def optimizer_options(made: argparse.ArgumentParser, lr: float | None = None) ->
     option(optimizer, "--optimizer", "Muon takes the hidden matrices, AdamW the rest",
            choices=("adamw", "muon"))
     option(optimizer, "--lr", "peak learning rate", lr, type=float)
+    option(optimizer, "--beta1", "how much of its past AdamW's mean of the gradient keeps",
+           type=float)
+    option(optimizer, "--beta2", "how much that of its square keeps", type=float)
     option(optimizer, "--schedule", "after the warm-up", choices=SCHEDULES)
     option(optimizer, "--warmup", "updates of linear warm-up (default: 50, or a tenth of a short "
            "run)", type=int)
@@ -204,7 +207,7 @@ def _number(text: str, units: dict[str, int], what: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} must be {what}")
     try:
         return int(float(match[1]) * units[unit])
-    except ValueError:
+    except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(f"{text!r} must be {what}") from None
 
 

@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from train.numerals import duration
+
 _COLUMNS = ("loss", "lr", "grad", "rate", "memory")
 
 
@@ -51,8 +53,7 @@ class Display:
         texts: dict[str, Any] = numbers(row)
         self.bar.update(self.task, completed=done, place=place, **texts)
         if not self.live:
-            minutes, seconds = divmod(round(eta), 60)
-            self.say("  ".join([place, *texts.values(), f"ETA {minutes}:{seconds:02d}"]))
+            self.say("  ".join([place, *texts.values(), f"ETA {duration(eta)}"]))
 
     def say(self, text: str) -> None:
         """A remark that stays above the bar. Nobody reading any more is no reason to stop."""

@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         if loop is None:
             raise
         ending = "interrupted"
-    except (OSError, MemoryError, RuntimeError) as error:
+    except (OSError, MemoryError, RuntimeError, ValueError) as error:
         lacked = lacking(error)
         if lacked is None:
             raise

@@ -31,6 +31,7 @@ from train.tokenizer import Tokenizer
 
 FORMAT = 1
 RUNS = Path("runs")
+NAME = r"\w[\w.-]{0,99}"  # of a run, or of a group of them
 
 
 class RunDir:
@@ -69,7 +70,7 @@ class RunDir:
 
         `fill` writes the rest of it; the run exists when that has ended well, or not at all.
         """
-        if name is not None and not re.fullmatch(r"(\w[\w.-]{0,99}/)?\w[\w.-]{0,99}", name):
+        if name is not None and not re.fullmatch(f"({NAME}/)?{NAME}", name):
             raise UserError(f"--name {name!r} must be at most 100 letters, digits, '-', '_' and "
                             "'.', and begin with a letter or digit; GROUP/NAME for one of many")
         path = RUNS / (name or free_name(f"{spec.arch}-{preset}"))
@@ -97,8 +98,9 @@ class RunDir:
         if not isinstance(config, dict) or config.get("format") != FORMAT:
             raise UserError(f"{file} is not of format {FORMAT}, which this version reads: it is "
                             "damaged, or was made by another version of Diptych")
-        for key in ("arch", "preset", "spec", "settings", "corpus"):
-            if key not in config:
+        for key, kind in (("arch", str), ("preset", str), ("spec", dict), ("settings", dict),
+                          ("corpus", dict)):
+            if not isinstance(config.get(key), kind):
                 raise UserError(f"{file} is damaged: it lacks {key!r}")
         return config
 
@@ -118,7 +120,14 @@ class RunDir:
         file = self.path / "tokenizer.json"
         if not file.is_file():
             raise UserError(f"{file} is missing")
-        return Tokenizer.from_json(file.read_text(encoding="utf-8"))
+        try:
+            tokenizer = Tokenizer.from_json(file.read_text(encoding="utf-8", errors="replace"))
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from None
+        if tokenizer.vocab_size > self.spec.vocab_size:  # MLX would read beyond its embedding
+            raise UserError(f"{file} is another model's: it has {tokenizer.vocab_size} tokens, "
+                            f"this model knows {self.spec.vocab_size}")
+        return tokenizer
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints, in order."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from specs.base import coerce_fields
 from specs.errors import UserError
 
 
@@ -34,6 +35,8 @@ class Settings:
 
     optimizer: str = "adamw"
     lr: float = 2e-3
+    beta1: float = 0.9
+    beta2: float = 0.95
     schedule: str = "cosine"
     warmup: int | None = None
     min_lr: float = 0.1
@@ -53,6 +56,7 @@ class Settings:
     keep: int = 2
 
     def __post_init__(self) -> None:
+        coerce_fields(self)
         for name in ("batch_size", "micro_batch", "steps", "eval_every", "save_every", "keep",
                      "log_every", "eval_windows", "data_tokens", "memory"):
             value = getattr(self, name)
@@ -63,6 +67,8 @@ class Settings:
             self.require(name, value is None or 0 < value < math.inf, "positive")
         for name in ("warmup", "weight_decay", "grad_clip"):
             self.require(name, 0 <= (getattr(self, name) or 0) < math.inf, "0 or more")
+        for name in ("beta1", "beta2"):
+            self.require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         self.require("min_lr", 0 <= self.min_lr <= 1, "a share of the peak rate, 0 to 1")
         self.require("micro_batch", (self.micro_batch or 1) <= self.batch_size,
                      f"at most the batch size, {self.batch_size}")
@@ -113,9 +119,8 @@ class Settings:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Settings:
-        curriculum = values.get("seq_curriculum")
         unknown = values.keys() - cls.__dataclass_fields__.keys()
         if unknown:
             raise UserError(f"unknown training settings {', '.join(sorted(unknown))}: the run was "
                             "made by another version of Diptych")
-        return cls(**{**values, "seq_curriculum": curriculum and tuple(curriculum)})
+        return cls(**values)

@@ -99,7 +99,7 @@ def test_tables_page_picture_and_going_on(call: Any, tmp_path: Path,
     assert "block_size=32" in task["arguments"] and "sdpa" in task["arguments"]
     more = call("--only", *ONLY, "--seeds", "2", "--backend", "torch")
     assert more and all("--seed 1" in " ".join(task["arguments"]) for task in more)
-    with pytest.raises(UserError, match="measured with another only: choose another --out"):
+    with pytest.raises(UserError, match="made with another only: choose another --out"):
         call("--only", "rope", "--seeds", "1")
 
 

@@ -109,7 +109,7 @@ def test_rates_seeds_and_going_on(call: Any, tmp_path: Path) -> None:
     best = max(("0.001", "0.01"), key=lambda lr: found["measured"][f"gpt {lr} 0"]["accuracy"]["1"])
     assert asked[2:] == [("gpt", best, "1")]
     assert call(*options, "--seeds", "2") == []
-    with pytest.raises(UserError, match="measured with another seeds"):
+    with pytest.raises(UserError, match="made with another seeds"):
         call(*options, "--seeds", "1")
 
 

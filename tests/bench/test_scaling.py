@@ -84,7 +84,7 @@ def test_going_on(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     document["measured"]["retnet mlx"]["version"] = "0.1"
     file.write_text(json.dumps(document))
     assert call("--arch", "retnet") == [("retnet", "mlx")]
-    with pytest.raises(UserError, match="measured with another rounds: choose another --out"):
+    with pytest.raises(UserError, match="made with another rounds: choose another --out"):
         call("--rounds", "1")
 
 

@@ -110,8 +110,8 @@ def test_bad_prompts(name, content, message):
 
 
 def test_prompts_of_several_lines():
-    Path("many.jsonl").write_text('{"prompt": "a\\nb", "id": 7}\n"c"\n')
-    assert read_prompts(Path("many.jsonl")) == ["a\nb", "c"]
+    Path("many.jsonl").write_text('{"prompt": "a\\nb", "id": 7}\r\n"c\u2028d"\n', "utf-8")
+    assert read_prompts(Path("many.jsonl")) == ["a\nb", "c\u2028d"]
 
 
 @pytest.mark.parametrize(("options", "message"), [

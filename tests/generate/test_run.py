@@ -9,6 +9,7 @@ import pytest
 from generate import run as command
 from specs import UserError
 from specs.backend import available_backends
+from train.tokenizer import make_tokenizer
 
 
 def generate(monkeypatch, *arguments):
@@ -48,6 +49,17 @@ def test_bad_options(tiny, monkeypatch, capsys, options, message):
     with pytest.raises(UserError, match=re.escape(message)):
         generate(monkeypatch, *options)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (lambda: make_tokenizer("bpe:300", ["to be or not to be " * 9]).to_json().encode(),
+     "runs/tiny/tokenizer.json is another model's: it has"),
+    (lambda: b"\xff\xfe", "runs/tiny/tokenizer.json: this is no tokenizer.json"),
+], ids=["larger", "binary"])
+def test_a_tokenizer_that_is_not_the_runs_is_refused(tiny, monkeypatch, content, message):
+    (tiny.path / "tokenizer.json").write_bytes(content())
+    with pytest.raises(UserError, match=message):
+        generate(monkeypatch, "--run", "tiny", "--prompt", "a")
 
 
 def test_a_mistake_is_one_line_and_exit_code_2(tiny):

@@ -128,7 +128,7 @@ def test_all_texts_are_saved(session, capsys, tmp_path):
     ("/set temperature hot", "temperature 'hot' must be a number"),
     ("/set temperature -1", "temperature -1.0 must be 0"),
     ("/set seed 1.5", "seed '1.5' must be a whole number"),
-    ("/set max_tokens 0", "max_tokens 0 must be at least 1"),
+    ("/set max_tokens 0", "max-tokens 0 must be at least 1"),
     ("/backend jax", "no backend 'jax'"),
     ("/retry", "there is no prompt yet"),
     ("/compare 10 20", "there is no prompt yet"),

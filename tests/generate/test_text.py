@@ -125,11 +125,16 @@ def test_words_keep_their_spaces():
     assert texts(Two(), ["one"], tokenizer=tokenizer, max_tokens=2)[0] == [" two two"]
 
 
+def test_a_text_stopped_at_once_has_no_speed():
+    assert str(Speed()) == "stopped before the first token"
+
+
 @pytest.mark.parametrize(("options", "message"), [
     ({"max_tokens": 0}, "--max-tokens 0 must be at least 1"),
+    ({"max_tokens": 10**30}, "must be at least 1 and below 2,147,483,648"),
     ({"stop": ["x", ""]}, "--stop ''"),
     ({"prompts": ["\udcff"]}, "lone surrogate"),
-], ids=["max_tokens", "stop", "surrogate"])
+], ids=["no-token", "max_tokens", "stop", "surrogate"])
 def test_bad_options_are_told_before_the_first_piece(options, message):
     with pytest.raises(UserError, match=message):
         write(Script(), None, BYTES, sampler=GREEDY, **{"prompts": ["a"], **options})

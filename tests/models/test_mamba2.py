@@ -227,8 +227,9 @@ def test_initial_weights_are_as_published() -> None:
 def test_exp_and_silu_of_mlx_on_the_cpu() -> None:
     """By a power: as exact as float32 lets exp be, and finite gradients everywhere."""
     import mlx.core as mx
+    import mlx.nn as nn
 
-    from mlx_models.layers import exp, silu
+    from mlx_models.layers import exp, sigmoid, silu
 
     x = np.concatenate([np.linspace(-90, 88, 4001), [-np.inf, -1e30, -0.0]]).astype(np.float32)
     exact = np.exp(x.astype(float))
@@ -242,4 +243,8 @@ def test_exp_and_silu_of_mlx_on_the_cpu() -> None:
     assert np.all(np.abs(np.array(silu(mx.array(x))) - exact) <= room * np.abs(exact) + 1e-14)
     slope = np.array(mx.grad(lambda x: silu(x).sum())(mx.array(x)))
     share = 1 / (1 + np.exp(-x.astype(float).clip(-700)))
+    assert np.all(np.abs(np.array(sigmoid(mx.array(x))) - share) <= room * share + 1e-14)
+    for function, theirs in ((silu, nn.silu), (sigmoid, mx.sigmoid)):  # its own in half precision
+        half = mx.array(x[:-2] / 3).astype(mx.bfloat16)
+        assert function(half).dtype == mx.bfloat16 and mx.array_equal(function(half), theirs(half))
     assert np.abs(slope - share * (1 + x * (1 - share))).max() < 1e-6

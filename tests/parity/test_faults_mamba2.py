@@ -29,9 +29,9 @@ FAULTS = [
           "activations", MIXER, FIRST),
     Fault("A_log taken for A", MAMBA, CALL, "-exp(self.A_log)", "-self.A_log",
           "activations", MIXER, FIRST),
-    Fault("gate and input change places", MAMBA, CALL, "z, w, dt = mx.split(self.in_proj(x), (di, "
-          "di + len(self.conv_bias)), axis=-1)", "w, z, dt = mx.split(self.in_proj(x), "
-          "(len(self.conv_bias), di + len(self.conv_bias)), axis=-1)", "activations", MIXER, FIRST),
+    Fault("gate and input change places", MAMBA, CALL, "z, w, dt = split(self.in_proj(x), (di, "
+          "di + len(self.conv_bias)), -1)", "w, z, dt = split(self.in_proj(x), "
+          "(len(self.conv_bias), di + len(self.conv_bias)), -1)", "activations", MIXER, FIRST),
     Fault("no limits of the time step", MAMBA, CALL, "*self.limit", "0, None",
           "activations", MIXER, FIRST, spec=LIMITS),
     Fault("skip forgotten", MAMBA, CALL, "self.D[:, None] * u", "0",

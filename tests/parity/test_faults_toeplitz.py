@@ -25,7 +25,7 @@ FAULTS = [
     Fault("distances from the wrong end", LONG, "direct", "h[:, :T]", "h[:, :T][:, ::-1]",
           "activations", MIX, FIRST),
     Fault("a raw kernel for softplus", TOEPLITZ, "Mixer.weights",
-          "nn.softplus(kernel) if self.positive else kernel", "kernel", "activations", MIXER,
+          "softplus(kernel) if self.positive else kernel", "kernel", "activations", MIXER,
           FIRST),
     Fault("channels of heads interleaved", TOEPLITZ, "Mixer.__call__",
           "u.reshape(*x.shape[:2], self.n_head, -1)",
@@ -33,8 +33,8 @@ FAULTS = [
           "activations", MIXER, FIRST),
     Fault("mean of all distances", TOEPLITZ, "Mix.__call__", "running_sums(a))",
           "running_sums(a)[:, -1:])", "activations", MIX, FIRST, spec=MEAN),
-    Fault("mean of sizes", TOEPLITZ, "running_sums", "mx.cumsum(a - whole, 1)",
-          "mx.cumsum(mx.abs(a) - whole, 1)", "activations", MIX, FIRST,
+    Fault("mean of sizes", TOEPLITZ, "running_sums", "cumsum(a - whole, 1)",
+          "cumsum(mx.abs(a) - whole, 1)", "activations", MIX, FIRST,
           spec={**MEAN, "kernel": "raw"}),
     Fault("bias before the mean", TOEPLITZ, "Mixer.__call__", "(y + by_token(self.kernel_bias"
           "[:, now]))", "(y + by_token(self.kernel_bias[:, now] / running_sums(self.weights("

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from specs import UserError, architectures
-from specs.backend import BACKENDS
-from tests.train.running import ROOT, wait_for_step
+from specs.backend import BACKENDS, load_backend
+from tests.train.running import ROOT, train, wait_for_step
 from train import experiment, experiments, metrics
 from train.rundir import RUNS, RunDir
 from train.study import plan as planning
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("here")
 COMMAND = ROOT / "train" / "experiment.py"
 SMALLEST = ["architectures", "--only", "gpt", "--lr", "0.003", "--steps", "8", "--seeds", "1",
             "--data", "text.txt"]
-SPEEDS = ("tokens_per_s", "memory", "decoding", "setup", "kind")
+SPEEDS = ("tokens_per_s", "memory", "decoding")
 
 
 def perform(self: runner.Runner, arm: planning.Arm) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def test_every_experiment(name: str, backend: str, capsys: pytest.CaptureFixture
     assert len(set(setups)) == (2 if some else sizes.get(name, 3))
     assert len(setups) == len(set(setups)) * (3 if name == "batch-vs-seqlen" else 1)
     for row in found["table"]:
-        assert row["setup"] in shown.out
+        assert row["setup"] in shown.out and row["lr"] > 0
         assert 4 < row["loss_tokens"]["middle"] < 8 and row["memory"] > 0
     assert shown.err.count("tokens/s") >= len(found["arms"]) - len(set(setups))
     assert found["answer"].replace("**", "")[:40] in shown.out
@@ -183,6 +183,13 @@ def test_a_tokenizer_is_learnt_once_and_used_by_all() -> None:
 
 
 @pytest.mark.needs("torch")
+def test_windows_that_are_longer_than_the_text() -> None:
+    run = train("--steps", "1")
+    with pytest.raises(UserError, match="the training part of text.txt has"):
+        worker.read(load_backend("torch", "cpu"), run, [16, 1_000_000])
+
+
+@pytest.mark.needs("torch")
 def test_a_worker_that_dies(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
     script = here / "dies.py"
     monkeypatch.setattr(runner, "WORKER", script)
@@ -201,12 +208,27 @@ def test_a_worker_that_dies(monkeypatch: pytest.MonkeyPatch, here: Path) -> None
     (["optimizers", "--steps", "0"], "--steps 0 must be positive"),
     (["optimizers", "--steps", "1", "--minutes", "1"], "both bound"),
     (["optimizers", "--lr", "-1"], "--lr must be positive"),
+    (["optimizers", "--lr", "inf"], "--lr must be positive"),
+    (["optimizers", "--name", "a/b"], "--name 'a/b' must be letters"),
     (["optimizers", "--data", "nowhere.txt"], "nowhere.txt"),
 ], ids=lambda value: " ".join(value) or "nothing" if isinstance(value, list) else "")
 def test_bad_input(arguments: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         experiment.main(arguments)
     assert not RUNS.exists()
+
+
+@pytest.mark.parametrize("content", ["half", "[1]", '{"about": 3}', '{"about": {}}'])
+def test_foreign_results_are_left_alone(content: str) -> None:
+    file = RUNS / "mine" / "results.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(content)
+    with pytest.raises(UserError, match="holds something else than these results"):
+        experiment.main([*SMALLEST, "--name", "mine"])
+    assert file.read_text() == content
+    file.with_name("config.json").write_text("{}")
+    with pytest.raises(UserError, match="no run's name"):
+        experiment.main([*SMALLEST, "--name", "mine"])
 
 
 def test_lists(capsys: pytest.CaptureFixture[str]) -> None:

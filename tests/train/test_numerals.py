@@ -7,7 +7,7 @@ from train.numerals import duration, short
 
 @pytest.mark.parametrize(("number", "text"), [
     (0, "0"), (999, "999"), (1234, "1.23k"), (462_336, "462k"), (2.5e9, "2.5B"), (3e12, "3T"),
-    (1.5e15, "1.5P"), (6.478e18, "6.48e+18"),
+    (1.5e15, "1.5P"), (999.7, "1k"), (999_600, "1M"), (6.478e18, "6.48e+18"),
 ])
 def test_short(number: float, text: str) -> None:
     assert short(number) == text

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from specs import architectures, init_weights, spec_type
-from specs.backend import BACKENDS
+from specs.backend import BACKENDS, OptimizerSettings, settings_from
 from specs.errors import UserError
 from tests.train.running import TINY, call, resume, save, start, train
 from train import checkpoint, metrics
+from train.options import new_settings, parser
 from train.rundir import RunDir
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -110,6 +111,14 @@ def test_tokens_count_a_curriculum() -> None:
     run = train("--tokens", "2000", "--seq-curriculum", "4:16", "--save-every", "1000")
     state, _, _ = checkpoint.load_last(run.path)
     assert 2000 <= state.tokens < 2000 + 4 * 16
+
+
+def test_the_betas_reach_the_optimizer() -> None:
+    args = parser().parse_args([*TINY, "--beta1", "0.8", "--beta2", "0.99"])
+    settings = settings_from(new_settings(args).to_dict())
+    assert (settings.beta1, settings.beta2) == (0.8, 0.99)
+    plain = settings_from(new_settings(parser().parse_args(TINY)).to_dict())
+    assert (plain.beta1, plain.beta2) == (OptimizerSettings.beta1, OptimizerSettings.beta2)
 
 
 def test_the_best_model_is_kept() -> None:

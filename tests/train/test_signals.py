@@ -14,7 +14,7 @@ import pytest
 
 from specs.backend import BACKENDS
 from tests.train.running import ROOT, TINY, end, train, wait_for_step, whole
-from train import checkpoint, metrics
+from train import checkpoint, loop, metrics
 from train import run as command
 from train.loop import Loop
 from train.rundir import RunDir
@@ -58,6 +58,16 @@ def test_a_signal_saves_and_says_how_to_go_on(name: str, saved: int, number: str
     assert code == 130 and "stopping after this step" in said
     assert said.splitlines()[-1].startswith(f"saved at step {saved}; go on with: python")
     assert whole(RunDir.open("a"))[-1] == saved
+
+
+@pytest.mark.needs("torch")
+def test_a_signal_in_the_last_step_changes_nothing(monkeypatch: pytest.MonkeyPatch,
+                                                   capsys: pytest.CaptureFixture[str]) -> None:
+    send(monkeypatch, loop, "learning_rate", signal.SIGINT)
+    code, said = end(*TINY, "--steps", "1", "--name", "a", "--backend", "torch", capsys=capsys)
+    assert code == 0 and "stopping after this step" in said
+    run = RunDir.open("a")
+    assert whole(run)[-1] == 1 and metrics.read(run.metrics)[-1]["val_loss"] > 0
 
 
 @pytest.mark.needs("torch")

@@ -133,6 +133,18 @@ def test_a_config_that_lacks_something_says_so(key: str,
     assert code == 2 and message in said.splitlines()[-1]
 
 
+@pytest.mark.needs("torch")
+@pytest.mark.parametrize("part, value, message", [
+    ("spec", [1], "damaged: it lacks 'spec'"), ("arch", 3, "damaged: it lacks 'arch'"),
+    ("settings", {"lr": "fast"}, "lr = 'fast' must be a number")], ids=["list", "number", "word"])
+def test_a_config_with_wrong_values_says_so(part: str, value: object, message: str,
+                                            capsys: pytest.CaptureFixture[str]) -> None:
+    file = train("--steps", "1").path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), part: value}))
+    code, said = end("--resume", "a", "--backend", "torch", "--steps", "2", capsys=capsys)
+    assert code == 2 and message in said.splitlines()[-1]
+
+
 # Two processes
 
 @pytest.mark.parametrize("backend", BACKENDS)

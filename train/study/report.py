@@ -91,5 +91,7 @@ def machine_rows(plan: Plan) -> list[dict[str, Any]]:
              **{f"updates_{kind}": plain(found) for kind, found in row.updates.items()},
              **{f"loss_{kind}_{length}": plain(found) for kind, lengths in row.read.items()
                 for length, found in lengths.items()},
-             "tokens_per_s": plain(row.rate), **probed(plan, row.setup),
+             "tokens_per_s": plain(row.rate),
+             **{name: value for name, value in probed(plan, row.setup).items()
+                if name in ("memory", "decoding")},
              "failed": list(row.failed)} for row in rows(plan)]

@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from specs import UserError
 from train import metrics
 from train.files import write_json
+from train.numerals import duration
 from train.rundir import RUNS
 from train.study.plan import Arm, Plan
 
@@ -82,7 +83,7 @@ class Runner:
         """How long all that is not done will take."""
         seconds = sum(self.plan.seconds(arm) for arm in self.plan.arms()
                       if arm.name not in self.plan.found)
-        return clock(seconds)
+        return duration(seconds)
 
     def show(self, arm: Arm | None, place: str = "") -> None:
         arms = list(self.plan.arms())
@@ -104,7 +105,7 @@ class Runner:
         arms = list(self.plan.arms())
         done = sum(arm.name in self.plan.found for arm in arms)
         self.progress.console.print(
-            f"{done}/{len(arms)} {arm.name}: {text}, {clock(seconds)}  ETA {self.left()}",
+            f"{done}/{len(arms)} {arm.name}: {text}, {duration(seconds)}  ETA {self.left()}",
             highlight=False, soft_wrap=True, markup=False)
 
     def note(self, arm: Arm, figures: dict[str, Any]) -> None:
@@ -169,9 +170,3 @@ class Runner:
             rows = metrics.read(RUNS / task["name"] / "metrics.jsonl")
             place = f" step {rows[-1]['step']}" if rows else ""
             self.show(arm, place)
-
-
-def clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

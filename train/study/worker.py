@@ -20,7 +20,7 @@ from specs.errors import lacking
 from train import checkpoint, metrics
 from train import run as training
 from train.batches import validation_windows
-from train.data import find
+from train.data import find, require_length
 from train.options import new_settings, new_spec, parser
 from train.rundir import RUNS, RunDir
 from train.study.faults import planted
@@ -81,8 +81,10 @@ def figures(run: RunDir) -> dict[str, Any]:
 
 
 def read(backend: Backend, run: RunDir, lengths: list[int]) -> dict[str, float]:
-    """Held-out loss in nats on windows of each of `lengths`."""
+    """Held-out loss in nats on windows of each of `lengths`. Raises `UserError` where the text is
+    too short for one."""
     corpus = find(run.path, run.config["corpus"]["fingerprint"], training.recipe(run))
+    require_length(corpus, max(lengths))
     trainer = backend.trainer(backend.build(run.spec, run.weights()), OptimizerSettings())
     found = {}
     for length in lengths:
