@@ -203,13 +203,21 @@ class Model(nn.Module):
         self._rotary = None, None
 
     def __call__(self, tokens, cache=None, key=None):
+        return self.head(self.hidden(tokens, cache, key))
+
+    def hidden(self, tokens, cache=None, key=None):
+        """What the head reads, (B, T, C)."""
         cos, sin = self.rotary(cache[0].offset if cache else 0, tokens.shape[1])
         x = self.embed_norm(self.embed(tokens))
         if self.recompute and cache is None:
             x = in_tiles(self, x, cos, sin, key)
         else:
             x = self.plain(x, cos, sin, cache, key)
-        return upcast(x.astype(self.dtype) @ self.lm_head.astype(self.dtype))
+        return x.astype(self.dtype)
+
+    def head(self, x):
+        """Logits (B, T, V) of x (B, T, C)."""
+        return upcast(x @ self.lm_head.astype(self.dtype))
 
     def plain(self, x, cos, sin, cache, key):
         """The layers one after the other, as the equations say."""

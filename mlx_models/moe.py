@@ -123,22 +123,23 @@ class Block(gpt.Block):
 
 
 class Model(gpt.Model):
-    """tokens (B, T) → logits (B, T, V). `key` (B,) int32 turns dropout and router noise on;
-    `routed`, a list, is given (what joins the loss, load) of each layer."""
+    """tokens (B, T) → logits (B, T, V). `key` (B,) int32 turns dropout and router noise on."""
 
     def block(self, i):
         spec, dtype = self.spec, self.dtype
         return Block(spec, dtype, gpt.Attention(spec), MixtureOfExperts(spec, dtype))
 
-    def __call__(self, tokens, cache=None, key=None, routed=None):
+    def hidden(self, tokens, cache=None, key=None, routed=None):
+        """What the head reads, (B, T, C); the list `routed` is given (what joins the loss, load) of
+        each layer."""
         if routed is None:
-            return super().__call__(tokens, cache, key)
+            return super().hidden(tokens, cache, key)
         x, context = self.enter(tokens, None, key)
         for i, layer in enumerate(self.layers):
             args = (x, *context, fold(key, i), None, True)
             x, *told = recompute(layer, *args) if self.recompute else layer(*args)
             routed.append(told)
-        return self.head(self.leave(x))
+        return self.leave(x)
 
     def embedded(self, tokens, start):
         x = super().embedded(tokens, start)

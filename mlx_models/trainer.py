@@ -7,7 +7,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from mlx_models.layers import settle, side_by_side, total
-from mlx_models.loss import cross_entropy, right_guesses, training_pass
+from mlx_models.loss import head_loss, judged, training_pass
 from mlx_models.optim import Optimizer
 from specs.backend import Progress, fitting_state
 from specs.machine import give_back
@@ -50,8 +50,8 @@ class Trainer:
     def scaled_loss(self, params, kept, tokens, targets, key, count, size, loss_scale):
         """(what is differentiated, mean cross-entropy, loads of the experts)."""
         self.model.update(tree_unflatten([*params.items(), *kept.items()]))
-        logits, added, loads = training_pass(self.model, tokens, key)
-        mean = cross_entropy(logits, targets) / count  # once: mx.compile stumbles over a twin of it
+        x, added, loads = training_pass(self.model, tokens, key)
+        mean = head_loss(self.model, x, targets) / count  # once: mx.compile stumbles over a twin
         return (mean + added / size) * loss_scale, mean, loads
 
     def step(self, batches, lr):
@@ -118,9 +118,9 @@ class Trainer:
         return progress
 
     def evaluate(self, tokens, targets):
-        logits = self.model(mx.array(tokens))
-        targets = mx.array(targets)
-        return cross_entropy(logits, targets).item(), right_guesses(logits, targets).item()
+        x, targets = self.model.hidden(mx.array(tokens)), mx.array(targets)
+        loss, right = judged(self.model, x, targets)
+        return loss.item(), right.item()
 
     def state(self):
         state = self.optimizer.state()

@@ -96,6 +96,11 @@ class Spec:
         return type(self).__module__.rpartition(".")[2]
 
     @property
+    def head_name(self) -> str:
+        """The parameter that turns the last layer's output into logits."""
+        return "lm_head.weight"
+
+    @property
     def noisy(self) -> bool:
         """Whether training draws random numbers, so that batches need keys."""
         return self.dropout > 0

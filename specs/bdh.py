@@ -73,6 +73,10 @@ class Spec(base.Spec):
         return self.mlp_internal_dim_multiplier * self.n_embd // self.n_head
 
     @property
+    def head_name(self) -> str:
+        return "lm_head"
+
+    @property
     def scale(self) -> float:
         """What the scores are multiplied by."""
         return self.d_state ** {"none": 0.0, "sqrt": -0.5, "linear": -1.0}[self.score_scale]

@@ -22,6 +22,10 @@ class Layered(base.Spec):
     norm_eps: float
     tie_embeddings: bool
 
+    @property
+    def head_name(self) -> str:
+        return "embed.weight" if self.tie_embeddings else "lm_head.weight"
+
     def layer(self, i: int, path: str) -> Iterator[Param]:
         """The parameters of layer i, whose names begin with `path`."""
         raise TypeError(f"{self.arch} does not tell its layers")

@@ -7,7 +7,7 @@ import torch
 
 from specs.backend import Progress, fitting_state
 from specs.machine import give_back
-from torch_models.loss import cross_entropy, right_guesses, training_pass
+from torch_models.loss import head_loss, judged, training_pass
 from torch_models.optim import Optimizer
 
 PIECE = 2**20  # elements squared at once
@@ -59,8 +59,8 @@ class Trainer:
         total, loads = 0, []
         for batch in batches:
             tokens, targets, key = tensors(batch, self.device)
-            logits, added, load = training_pass(self.model, tokens, key)
-            mean = cross_entropy(logits, targets) / count
+            x, added, load = training_pass(self.model, tokens, key)
+            mean = head_loss(self.model, x, targets) / count
             if self.model.recompute:
                 give_back()
             ((mean + added / size) * self.loss_scale).backward()
@@ -106,9 +106,10 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, tokens, targets):
-        logits = self.model(torch.tensor(tokens, device=self.device))
+        x = self.model.hidden(torch.tensor(tokens, device=self.device))
         targets = torch.tensor(targets, device=self.device, dtype=torch.long)
-        return cross_entropy(logits, targets).item(), right_guesses(logits, targets).item()
+        loss, right = judged(self.model, x, targets)
+        return loss.item(), right.item()
 
     def state(self):
         state = self.optimizer.state()

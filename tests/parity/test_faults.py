@@ -55,7 +55,7 @@ FAULTS = [
     Fault("no gradient through the queries", MLX, "Attention.__call__",
           "self.quadratic(r, r, x)", "self.quadratic(mx.stop_gradient(r), r, x)",
           "single-step", "layers.1.attn", FORWARD),
-    Fault("no gradient into the embedding", MLX, "Model.__call__",
+    Fault("no gradient into the embedding", MLX, "Model.hidden",
           "self.embed(tokens)", "mx.stop_gradient(self.embed(tokens))",
           "gradients", MODEL, ("single-step", *FORWARD)),
     Fault("loss over the wrong count", "mlx_models.backend", "Backend.loss_and_grads",
