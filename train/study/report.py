@@ -55,7 +55,8 @@ def on_terminal(plan: Plan, answer: str, console: Console) -> None:
     """The table, then the answer."""
     made = [(plan.experiment.question, table(plan))]
     if plan.experiment.claims:
-        made.append(("What is claimed, and what was measured", claims.table(plan)))
+        made.append(("What is claimed, and what was measured (×, loss: beside the same without)",
+                     claims.table(plan)))
     for title, (headings, *body) in made:
         shown = Table(title=title, title_justify="left")
         for heading in headings:

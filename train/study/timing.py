@@ -1,21 +1,24 @@
-"""What one thing costs beside another: both in one process, in turn, warm-up left out.
+"""What one thing costs beside another: done in turn, warm-up left out.
 
 A machine that others use is slow and fast by turns: what stands side by side in time sees the same
-of it, so ratios are taken round by round.
+of it, so ratios are taken round by round. Trainings have a process each, for a framework's threads
+and caches are a process's: one model would run as the other needs them.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from statistics import median, quantiles
 from typing import Any
 
 import numpy as np
 
-from specs import Spec, init_weights
-from specs.backend import Backend, Batch
+from specs import Spec, UserError, init_weights, spec_type
+from specs.backend import Backend, Batch, load_backend
 from train.batches import batch, prefetch, split
 from train.run import make_trainer, prepared
 from train.settings import Settings
@@ -23,9 +26,11 @@ from train.settings import Settings
 SECONDS = 6.0  # of all rounds together
 ROUNDS = (5, 40)  # at least and at most
 WARM = 2  # rounds that are left out
+PAUSE = 0.03  # seconds after which the threads of one have gone to sleep and leave the cores
 Cases = Mapping[str, tuple[Spec, Settings]]
 Figures = dict[str, Any]
 Work = Callable[[], object]  # waits until it is done
+Maker = Callable[[Backend, Spec, Settings], Work]
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ def in_turn(works: Mapping[str, Work]) -> dict[str, list[float]]:
         if number >= least and time.perf_counter() - begun > SECONDS:
             break
         for name, work in works.items():
+            time.sleep(PAUSE)
             start = time.perf_counter()
             work()
             found[name].append(time.perf_counter() - start)
@@ -60,12 +66,14 @@ def in_turn(works: Mapping[str, Work]) -> dict[str, list[float]]:
 
 
 def compared(works: Mapping[str, Work]) -> Figures:
-    """Median seconds of each, and how often the first goes into the last: the median over the
-    rounds with its quartiles."""
+    """Median seconds of each, and of two, how often the first goes into the second: the median
+    over the rounds with its quartiles."""
     found = in_turn(works)
-    first, *_, last = found.values()
-    return {"seconds": {name: median(values) for name, values in found.items()},
-            "faster": quartiles([b / a for a, b in zip(first, last, strict=True)])}
+    figures: Figures = {"seconds": {name: median(values) for name, values in found.items()}}
+    if len(found) == 2:
+        pairs = zip(*found.values(), strict=True)
+        figures["faster"] = quartiles([second / first for first, second in pairs])
+    return figures
 
 
 def quartiles(values: list[float]) -> dict[str, float]:
@@ -91,9 +99,50 @@ def stepper(backend: Backend, spec: Spec, settings: Settings) -> Work:
 
 def steps(backend: Backend, cases: Cases) -> Figures:
     """Training steps of each case, and the tokens of each."""
-    works = {name: stepper(backend, *case) for name, case in cases.items()}
-    return {**compared(works), "tokens": {
-        name: settings.batch_size * spec.block_size for name, (spec, settings) in cases.items()}}
+    tokens = {name: settings.batch_size * spec.block_size
+              for name, (spec, settings) in cases.items()}
+    with ExitStack() as stack:
+        works = {name: stack.enter_context(elsewhere(backend, *case))
+                 for name, case in cases.items()}
+        return {**compared(works), "tokens": tokens}
+
+
+@contextmanager
+def elsewhere(backend: Backend, spec: Spec, settings: Settings, make: Maker = stepper,
+              ) -> Iterator[Work]:
+    """What `make` makes, in a process of its own. Raises `UserError` where that ends too early."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=serve, daemon=True, args=(
+        there, make, backend.name, backend.device, spec.arch, spec.to_dict(), settings.to_dict()))
+    process.start()
+    there.close()
+
+    def work() -> object:
+        try:
+            here.send("step")
+            return here.recv()
+        except (EOFError, OSError):
+            raise UserError("the process of a step ended: is there enough memory?") from None
+
+    try:
+        yield work
+    finally:
+        here.close()
+        process.join()
+
+
+def serve(asked: Any, make: Maker, name: str, device: str, arch: str, spec: dict[str, Any],
+          settings: dict[str, Any]) -> None:
+    """A step for each message, until nobody is there to send one."""
+    work = make(load_backend(name, device), spec_type(arch).from_dict(spec),
+                Settings.from_dict(settings))
+    try:
+        while asked.recv():
+            work()
+            asked.send("done")
+    except EOFError:
+        pass
 
 
 def generation(backend: Backend, cases: Cases) -> Figures:
