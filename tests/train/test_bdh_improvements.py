@@ -101,7 +101,7 @@ def made_up() -> Plan:
 def test_the_answer() -> None:
     plan = made_up()
     text = re.sub(r"\s+", " ", experiment.answer(plan).replace("**", ""))
-    assert "17 times: 16 of them are fewer tokens a step, which leaves 1.07 per token." in text
+    assert "'20 times' are 17: 16 for fewer tokens a step, times 1.07 per token." in text
     assert "1.6 s before and 0.1 s after, 16.0 times: 16 for fewer tokens a step, times 1.00 per " \
         "token (0.99 to 1.01;" in text
     assert "nats with muon -0.500; above it with none; the same with recompute, accumu" in text

@@ -182,8 +182,9 @@ def answer(plan: Plan) -> str:
 def note() -> str:
     fewer = BEFORE[0] * BEFORE[1] / (AFTER[0] * AFTER[1])
     total = BEFORE[2] / AFTER[2]
-    return (f"The note's own figures are {total:.0f} times: {fewer:.0f} of them are fewer tokens a "
-            f"step, which leaves {total / fewer:.2f} per token.")
+    return (f"By the note's own figures, {BEFORE[2]:g} s a step and {AFTER[2]:g} s, its '20 times' "
+            f"are {total:.0f}: {fewer:.0f} for fewer tokens a step, times {total / fewer:.2f} per "
+            "token.")
 
 
 def per_token(plan: Plan) -> str:
