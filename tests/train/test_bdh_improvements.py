@@ -112,9 +112,12 @@ def test_the_answer() -> None:
     assert cells["C Muon"][4] == "-0.500" and "after 66% of the steps" in cells["C Muon"][-1]
     assert "2 rotary tables" not in cells  # its measure failed
     ratio = time_ratio(plan, "plain", "original")
-    assert ratio is None  # measured under another name, and the original is not trained
+    assert ratio is not None and ratio.middle == 1 and ratio.low < 1 < ratio.high
+    assert plan.speed("muon") == plan.speed("plain") == 2560
+    plan.found["muon-measure"]["faster"]["middle"] = 0.5
+    assert plan.speed("muon") == 1280 and plan.timed("muon") == 30
     assert reached(plan, "plain", "muon") is None
-    plan.found["improved-measure"] = {"error": "not enough memory"}
+    plan.found["all-measure"] = {"error": "not enough memory"}
     assert "could not be timed here: not enough memory." in experiment.answer(plan)
 
 

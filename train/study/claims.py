@@ -52,13 +52,10 @@ def finding(plan: Plan, claim: Claim) -> Finding:
 
 
 def time_ratio(plan: Plan, setup: str, base: str) -> Figure | None:
-    """Of a token in training: side by side where a measure of the setup's name has it, else from
-    trainings one after the other."""
-    found = plan.found.get(f"{setup}-measure", {})
-    if "tokens" in found and {setup, base} <= found["tokens"].keys():
-        more = found["tokens"][base] / found["tokens"][setup]  # tokens a step of the base
-        faster = found["faster"]
-        return Figure(more / faster["middle"], more / faster["high"], more / faster["low"])
+    """Of a token in training: side by side where a measure has it, else from trainings one after
+    the other."""
+    if faster := plan.beside(setup, base):
+        return Figure(1 / faster["middle"], 1 / faster["high"], 1 / faster["low"])
     mine, others = (plan.ended(name, ("tokens", "clock")) if name in plan.setups else []
                     for name in (setup, base))
     return figure([other["rate"] / one["rate"]

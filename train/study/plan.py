@@ -206,9 +206,23 @@ class Plan:
         return self.setups[name].updates(budget * self.speed(name))
 
     def speed(self, name: str) -> float:
-        """Tokens/s: the median of what was measured, or what FLOPs let expect."""
+        """Tokens/s: beside the first setup where a measure has both, for trainings that follow one
+        another see the machine at different times; the median of trainings; or by FLOPs."""
+        first = next(iter(self.setups))
+        if beside := self.beside(name, first):
+            return beside["middle"] * self.speed(first)
         rates = [figures["rate"] for figures in self.ended(name, ("tokens", "clock"))]
         return median(rates) if rates else self.flops(name) / self.costs[name]
+
+    def beside(self, setup: str, base: str) -> dict[str, float]:
+        """How many times as fast as with `base` a token is with `setup`, with the quartiles; empty
+        where no measure has them side by side."""
+        for name, measure in self.measures.items():
+            found = self.found.get(f"{name}-measure", {})
+            if measure.setups == (setup, base) and "tokens" in found:
+                more = found["tokens"][setup] / found["tokens"][base]
+                return {key: more * value for key, value in found["faster"].items()}
+        return {}
 
     def flops(self, name: str) -> float:
         """FLOP/s that a setup was seen to reach in its sweep, or any, or a guess."""
