@@ -37,6 +37,7 @@ from train.results import resumed
 from train.run import described, prepared
 from train.rundir import NAME, RUNS
 from train.settings import Settings
+from train.study import claims
 from train.study.pictures import draw
 from train.study.plan import Plan
 from train.study.report import machine_rows, on_terminal, page, size
@@ -184,7 +185,7 @@ def show(plan: Plan, console: Console) -> None:
     arms = list(plan.arms())
     for kind in dict.fromkeys(arm.kind for arm in arms):
         same = [arm for arm in arms if arm.kind == kind]
-        unit = "" if kind == "probe" else " minutes" if plan.minutes else " steps"
+        unit = "" if kind in ("probe", "measure") else " minutes" if plan.minutes else " steps"
         names = (f"{arm.name} {arm.length:g}{unit}" if unit else arm.name for arm in same)
         console.print(f"\n{kind}: {', '.join(names)}", soft_wrap=True)
     console.print(f"\n{len(arms)} in all, {duration(sum(map(plan.seconds, arms)))} by "
@@ -203,7 +204,8 @@ def finish(plan: Plan, document: dict[str, Any], folder: Path, out: Path,
     out.mkdir(parents=True, exist_ok=True)
     pictures = draw(plan, folder, out)
     write_json(folder / "results.json", {**document, "arms": plan.found,
-                                         "table": machine_rows(plan), "answer": answer})
+                                         "table": machine_rows(plan),
+                                         "claims": claims.machine_rows(plan), "answer": answer})
     file = out / f"{document['about']['experiment']}.md"
     write_text(file, page(plan, document, answer, [picture.name for picture in pictures]))
     on_terminal(plan, answer, console)

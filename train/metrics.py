@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -52,6 +53,16 @@ def cut(path: Path, step: int) -> None:
     if path.exists():
         rows = [row for row in read(path) if row.get("step", 0) <= step]
         write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def mean_rate(rows: list[dict[str, Any]]) -> float:
+    """Tokens/s over all log points but the first: for a run whose steps are not alike."""
+    logged = [row for row in rows if "tokens_per_s" in row]
+    if len(logged) < 2:
+        return rate(rows)
+    tokens = [after["tokens"] - before["tokens"] for before, after in pairwise(logged)]
+    seconds = [count / row["tokens_per_s"] for count, row in zip(tokens, logged[1:], strict=True)]
+    return sum(tokens) / sum(seconds)
 
 
 def rate(rows: list[dict[str, Any]]) -> float:

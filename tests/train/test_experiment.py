@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from specs import UserError, architectures
-from specs.backend import BACKENDS, load_backend
+from specs.backend import BACKENDS, available_backends, load_backend
 from tests.train.running import ROOT, train, wait_for_step
 from train import experiment, experiments, metrics
 from train.rundir import RUNS, RunDir
 from train.study import plan as planning
-from train.study import runner, worker
+from train.study import runner, timing, worker
 from train.study.setup import Setup
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -53,6 +53,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(experiments, "load", load)
     monkeypatch.setattr(runner.Runner, "ask", perform)
     monkeypatch.setattr(planning, "HELD_OUT", 64)
+    monkeypatch.setattr(timing, "SECONDS", 0.0)
+    monkeypatch.setattr(timing, "ROUNDS", (2, 2))
     monkeypatch.setattr(worker, "HELD_OUT", 64)
     monkeypatch.setattr("train.files.flush", lambda _: None)
     monkeypatch.setattr("train.plots.draw", lambda _: [])
@@ -69,7 +71,8 @@ def results(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", experiments.names())
 def test_every_experiment(name: str, backend: str, capsys: pytest.CaptureFixture[str],
                           monkeypatch: pytest.MonkeyPatch) -> None:
-    some = {"optimizers": ["--only", "gpt-adamw", "gpt-muon"]}.get(name, [])
+    some = {"optimizers": ["--only", "gpt-adamw", "gpt-muon"],
+            "bdh-improvements": ["--only", "plain", "original", "muon"]}.get(name, [])
     call = [name, "--backend", backend, "--steps", "2", "--seeds", "1", "--data", "text.txt",
             *some]
     if name != "batch-vs-seqlen":
@@ -84,10 +87,15 @@ def test_every_experiment(name: str, backend: str, capsys: pytest.CaptureFixture
     for row in found["table"]:
         assert row["setup"] in shown.out and row["lr"] > 0
         assert 4 < row["loss_tokens"]["middle"] < 8 and row["memory"] > 0
-    assert shown.err.count("tokens/s") >= len(found["arms"]) - len(set(setups))
+    measures = [arm for arm in found["arms"].values() if arm["kind"] == "measure"]
+    both = len(available_backends()) == 2
+    assert len(measures) == (6 + both if name == "bdh-improvements" else 0)
+    assert not any("error" in arm for arm in measures)
+    assert shown.err.count("tokens/s") >= len(found["arms"]) - len(set(setups)) - len(measures) - 1
     assert found["answer"].replace("**", "")[:40] in shown.out
     page = (RUNS / f"{name}-{backend}" / f"{name}.md").read_text(encoding="utf-8")
-    assert sum(line.startswith("| ") for line in page.splitlines()) == 2 + len(setups)
+    assert sum(line.startswith("| ") for line in page.splitlines()) == 2 + len(setups) + (
+        7 + both if measures else 0)
     for picture in page.split("](")[1:]:
         assert (RUNS / f"{name}-{backend}" / picture.partition(")")[0]).stat().st_size > 10_000
     run = next(key for key, arm in found["arms"].items() if arm["kind"] == "tokens")

@@ -6,6 +6,8 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from train import metrics
 from train.files import write_bytes
 from train.plots import series
@@ -142,9 +144,9 @@ def points(found: list[dict[str, Any]], key: str, by_tokens: bool) -> tuple[list
     trained = [row for row in found if row.get("tokens")]
     if not trained or not steps:
         return [], []
-    each = trained[-1]["tokens"] / trained[-1]["step"]
-    unit = each if by_tokens else each / metrics.rate(found)
-    return [step * unit for step in steps], values
+    seen = np.interp(steps, [0, *(row["step"] for row in trained)],
+                     [0, *(row["tokens"] for row in trained)])
+    return list(seen if by_tokens else seen / metrics.rate(found)), values
 
 
 def save(figure: Any, file: Path) -> Path:

@@ -3,6 +3,7 @@
 A training, an `Arm`, is of one of these kinds:
 
     probe   no training: peak memory of a step, speed of decoding, for each setup
+    measure no training: what train/study/timing.py finds of some setups side by side
     sweep   a short training at each learning rate, beyond the best while that is the first or last
     tokens  all setups see the same number of tokens, for each seed
     time    all setups of a group are given the same time, by the speeds that `tokens` measured
@@ -11,7 +12,7 @@ A training, an `Arm`, is of one of these kinds:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import inf
@@ -19,7 +20,9 @@ from statistics import median, median_low
 from typing import Any, Literal
 
 from specs import Spec
+from specs.backend import available_backends
 from train.study.setup import Setup, options
+from train.study.timing import SECONDS, Measure
 
 SWEEP = 0.25  # of the length of a training
 BEYOND = 3  # learning rates tried at most outside those given
@@ -28,7 +31,7 @@ HELD_OUT = 16_384  # tokens of the held-out part that are read at once
 EVALUATIONS = 4  # of a training
 GUESS = 2e10  # FLOP/s, before anything is measured
 START = 5.0  # seconds of a process besides its training
-Kind = Literal["probe", "sweep", "tokens", "time", "clock"]
+Kind = Literal["probe", "measure", "sweep", "tokens", "time", "clock"]
 Found = dict[str, dict[str, Any]]  # name of an arm → its figures
 
 
@@ -37,7 +40,8 @@ class Experiment:
     """`setups(full, vocab_size)` by name; `steps`: updates of the first of them, by default and
     with --full; `minutes`: how long the default takes on two cores; `choose`: each setup is shown
     at its best learning rate alone; `timed`: equal time is compared too; `contexts`: tokens behind
-    which decoding is timed; `answer(plan)`: the paragraph that answers `question`."""
+    which decoding is timed; `measures` by name; `claims` (train/study/claims.py) that are held
+    against it all; `answer(plan)`: the paragraph that answers `question`."""
 
     question: str
     setups: Callable[[bool, int], dict[str, Setup]]
@@ -47,6 +51,8 @@ class Experiment:
     choose: bool = True
     timed: bool = True
     contexts: tuple[int, ...] = ()
+    measures: Mapping[str, Measure] = field(default_factory=dict)
+    claims: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ class Arm:
     @property
     def name(self) -> str:
         """Of its run, in the folder of the experiment."""
-        ending = {"probe": "-probe", "sweep": f"-lr{self.lr:g}-sweep",
+        ending = {"probe": "-probe", "measure": "-measure", "sweep": f"-lr{self.lr:g}-sweep",
                   "tokens": f"-lr{self.lr:g}-s{self.seed}"}
         return self.setup + ending.get(self.kind, f"-lr{self.lr:g}-{self.kind}-s{self.seed}")
 
@@ -103,9 +109,17 @@ class Plan:
     def lengths(self) -> list[int]:
         """Of the held-out windows that each trained model reads without faults, where this tells
         more than its own validation."""
-        lengths = sorted({setup.fields["block_size"] for setup in self.setups.values()})
+        lengths = sorted({setup.fields["block_size"] for setup in self.setups.values()
+                          if setup.rates})
         faulty = any(setup.faults for setup in self.setups.values())
         return lengths if faulty or len(lengths) > 1 else []
+
+    @property
+    def measures(self) -> dict[str, Measure]:
+        """Those whose setups and whose backend are here."""
+        return {name: measure for name, measure in self.experiment.measures.items()
+                if self.setups.keys() >= set(measure.setups)
+                and measure.backend in (None, *available_backends())}
 
     @cached_property
     def costs(self) -> dict[str, float]:
@@ -116,6 +130,7 @@ class Plan:
     def arms(self) -> Iterator[Arm]:
         """All of them, in order: those that depend on what is not known yet, as it seems now."""
         yield from (Arm(name, "probe") for name in self.setups)
+        yield from (Arm(name, "measure") for name in self.measures)
         yield from self.sweep()
         for kind in self.kinds:
             for seed in range(self.seeds):
@@ -139,7 +154,7 @@ class Plan:
 
     def rates(self, name: str) -> list[float]:
         """The learning rates of a sweep, in order."""
-        rates = sorted(self.lrs or self.setups[name].rates)
+        rates = sorted(self.setups[name].rates and (self.lrs or self.setups[name].rates))
         factor = rates[1] / rates[0] if len(rates) > 1 and not self.lrs else 1.0
         for _ in range(BEYOND if factor > 1 else 0):
             best = self.best(name, rates)
@@ -160,7 +175,7 @@ class Plan:
     def shown(self, name: str) -> list[float]:
         """The learning rates of a setup that are compared: the best of its sweep, or all."""
         rates = self.rates(name)
-        if not self.experiment.choose or len(rates) == 1:
+        if not self.experiment.choose or len(rates) <= 1:
             return rates
         return [self.best(name, rates) or rates[len(rates) // 2]]
 
@@ -180,20 +195,34 @@ class Plan:
 
     def updates(self, name: str) -> int:
         """At equal tokens."""
-        return max(1, round(self.tokens / self.setups[name].tokens))
+        return self.setups[name].updates(self.tokens)
 
     def timed(self, name: str) -> int:
         """Updates in the time that the middle setup of the group needs at equal tokens."""
         group = [other for other, setup in self.setups.items()
-                 if setup.group == self.setups[name].group]
+                 if setup.rates and setup.group == self.setups[name].group]
         known = [other for other in group if self.ended(other, ("tokens",))]
         budget = median_low(self.tokens / self.speed(other) for other in known or group)
-        return max(1, round(budget * self.speed(name) / self.setups[name].tokens))
+        return self.setups[name].updates(budget * self.speed(name))
 
     def speed(self, name: str) -> float:
-        """Tokens/s: the median of what was measured, or what FLOPs let expect."""
+        """Tokens/s: beside the first setup where a measure has both, for trainings that follow one
+        another see the machine at different times; the median of trainings; or by FLOPs."""
+        first = next(iter(self.setups))
+        if beside := self.beside(name, first):
+            return beside["middle"] * self.speed(first)
         rates = [figures["rate"] for figures in self.ended(name, ("tokens", "clock"))]
         return median(rates) if rates else self.flops(name) / self.costs[name]
+
+    def beside(self, setup: str, base: str) -> dict[str, float]:
+        """How many times as fast as with `base` a token is with `setup`, with the quartiles; empty
+        where no measure has them side by side."""
+        for name, measure in self.measures.items():
+            found = self.found.get(f"{name}-measure", {})
+            if measure.setups == (setup, base) and "tokens" in found:
+                more = found["tokens"][setup] / found["tokens"][base]
+                return {key: more * value for key, value in found["faster"].items()}
+        return {}
 
     def flops(self, name: str) -> float:
         """FLOP/s that a setup was seen to reach in its sweep, or any, or a guess."""
@@ -211,8 +240,8 @@ class Plan:
 
     def seconds(self, arm: Arm) -> float:
         """How long it will take, about."""
-        if arm.kind == "probe":
-            return START
+        if arm.kind in ("probe", "measure"):
+            return START + SECONDS * (arm.kind == "measure")
         if self.minutes is not None:
             return START + 60 * arm.length
         read = EVALUATIONS * HELD_OUT / 3  # without the backward pass

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from specs import Spec
+from train.study import claims
 from train.study.figures import Figure, probed, rows, spread
 from train.study.plan import Kind, Plan
 
@@ -52,20 +53,25 @@ def number(value: float | None, unit: float = 1) -> str:
 
 def on_terminal(plan: Plan, answer: str, console: Console) -> None:
     """The table, then the answer."""
-    headings, *body = table(plan)
-    made = Table(title=plan.experiment.question, title_justify="left")
-    for heading in headings:
-        made.add_column(heading, overflow="fold", justify="left" if heading == "" else "right")
-    for row in body:
-        made.add_row(*row)
-    console.print(made)
+    made = [(plan.experiment.question, table(plan))]
+    if plan.experiment.claims:
+        made.append(("What is claimed, and what was measured (×, loss: beside the same without)",
+                     claims.table(plan)))
+    for title, (headings, *body) in made:
+        shown = Table(title=title, title_justify="left")
+        for heading in headings:
+            words = heading in ("", "item", "claimed", "besides")
+            shown.add_column(heading, overflow="fold", justify="left" if words else "right")
+        for row in body:
+            shown.add_row(*row)
+        console.print(shown)
     console.print("\n" + answer.replace("**", ""), soft_wrap=False)
 
 
 def page(plan: Plan, document: dict[str, Any], answer: str, pictures: list[str]) -> str:
     """All of it as markdown."""
     about = document["about"]
-    headings, *body = table(plan)
+    tables = [table(plan), *([claims.table(plan)] if plan.experiment.claims else [])]
     lines = [f"# {plan.experiment.question}", "",
              f"Made by `{document['command']}`: {plan.tokens:,} tokens a "
              f"training at equal tokens, {plan.seeds} seeds; losses are held-out nats a token at "
@@ -73,7 +79,9 @@ def page(plan: Plan, document: dict[str, Any], answer: str, pictures: list[str])
              "middle one's training at equal tokens. "
              f"{about['corpus']}. {document['chip']}; "
              + ", ".join(f"{key} {value}" for key, value in document["versions"].items()) + ".", "",
-             *(f"| {' | '.join(row)} |" for row in [headings, ["---"] * len(headings), *body]), "",
+             *(line for headings, *body in tables for line in (
+                 *(f"| {' | '.join(row)} |" for row in [headings, ["---"] * len(headings), *body]),
+                 "")),
              answer, "", *(f"![{picture}]({picture})" for picture in pictures), ""]
     return "\n".join(lines)
 

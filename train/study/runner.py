@@ -95,6 +95,8 @@ class Runner:
         """One line for each arm."""
         if "error" in figures:
             text = figures["error"]
+        elif arm.kind == "measure":
+            text = "; ".join(brief(figures))
         elif arm.kind == "probe":
             decoding = (f", {rate:,.0f} tokens/s decoded behind {length}"
                         for length, rate in figures["decoding"].items())
@@ -118,6 +120,14 @@ class Runner:
     def task(self, arm: Arm) -> dict[str, Any]:
         plan, name = self.plan, f"{self.group}/{arm.name}"
         common = {"backend": self.backend, "device": self.device}
+        if arm.kind == "measure":
+            measure = plan.measures[arm.setup]
+            if measure.backend not in (None, self.backend):
+                common = {"backend": measure.backend, "device": None}
+            return {**common, "name": None, "measure": measure.place,
+                    "vocab_size": plan.vocab_size,
+                    "cases": {each: [*plan.setups[each].arguments(), *plan.words]
+                              for each in measure.setups}}
         if arm.kind == "probe":
             setup = plan.setups[arm.setup]
             return {**common, "name": None, "words": setup.arguments(),
@@ -170,3 +180,14 @@ class Runner:
             rows = metrics.read(RUNS / task["name"] / "metrics.jsonl")
             place = f" step {rows[-1]['step']}" if rows else ""
             self.show(arm, place)
+
+
+def brief(figures: dict[str, Any], name: str = "") -> list[str]:
+    """All numbers of a measure, each with its name."""
+    found = []
+    for key, value in figures.items():
+        if isinstance(value, dict):
+            found += brief(value, f"{name}{key} ")
+        elif isinstance(value, int | float):
+            found.append(f"{name}{key} {value:.4g}")
+    return found

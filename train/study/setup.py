@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from specs import Spec, spec_type
+from train.settings import Settings
 
 
 @dataclass(frozen=True)
 class Setup:
     """`fields` of the spec, block_size among them, beside those of its preset; `settings` of
-    train/run.py, batch_size among them; `rates`: peak learning rates to be tried; the setups of a
-    `group` are given equal time; `faults` (train/study/faults.py) are planted in its trainings."""
+    train/run.py, batch_size among them; `rates`: peak learning rates to be tried, none where it is
+    measured and not trained; the setups of a `group` are given equal time; `faults`
+    (train/study/faults.py) are planted in its trainings."""
 
     arch: str
     fields: dict[str, Any]
@@ -27,6 +29,15 @@ class Setup:
     def tokens(self) -> int:
         """Of one update."""
         return self.settings["batch_size"] * self.fields["block_size"]
+
+    def updates(self, tokens: float) -> int:
+        """Those that see about so many tokens."""
+        if "seq_curriculum" not in self.settings:
+            return max(1, round(tokens / self.tokens))
+        first, _, last = self.settings["seq_curriculum"].partition(":")
+        found = Settings(batch_size=self.settings["batch_size"],
+                         seq_curriculum=(int(first), int(last)))
+        return found.for_tokens(round(tokens), self.fields["block_size"]).steps or 1
 
     def spec(self, vocab_size: int) -> Spec:
         return spec_type(self.arch).preset(self.preset, **{"vocab_size": vocab_size, **self.fields})

@@ -7,6 +7,7 @@ saves and ends too, as after Ctrl-C.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -32,6 +33,8 @@ ENDINGS = {1: "diverged", 130: "interrupted"}
 
 def perform(task: dict[str, Any]) -> dict[str, Any]:
     """Figures of an arm: `words` for train/run.py, the `name` of its run, or None for a probe."""
+    if "measure" in task:
+        return measured(task)
     device = ["--device", task["device"]] if task["device"] else []
     words = [*task["words"], "--backend", task["backend"], *device]
     if task["name"] is None:
@@ -48,6 +51,16 @@ def perform(task: dict[str, Any]) -> dict[str, Any]:
     if task["lengths"]:
         found["read"] = read(load_backend(task["backend"], task["device"]), run, task["lengths"])
     return found
+
+
+def measured(task: dict[str, Any]) -> dict[str, Any]:
+    """What the function at `measure`, "module:name", finds of the `cases`, words by name."""
+    module, _, name = task["measure"].partition(":")
+    args = {each: parser().parse_args(words) for each, words in task["cases"].items()}
+    cases = {each: (new_spec(arg, task["vocab_size"])[0], new_settings(arg))
+             for each, arg in args.items()}
+    take = getattr(importlib.import_module(module), name)
+    return take(load_backend(task["backend"], task["device"]), cases)
 
 
 def trained(name: str, words: list[str]) -> int:
@@ -76,7 +89,9 @@ def figures(run: RunDir) -> dict[str, Any]:
     return {"loss": held_out["val_loss"], "bpb": held_out["val_bpb"],
             "accuracy": held_out["val_accuracy"], "training": trained[-1]["loss"],
             "updates": trained[-1]["step"], "tokens": trained[-1]["tokens"],
-            "skipped": trained[-1]["skipped"], "rate": metrics.rate(rows),
+            "skipped": trained[-1]["skipped"],
+            "rate": (metrics.mean_rate if run.settings.seq_curriculum else metrics.rate)(rows),
+            "curve": [[row["step"], row["val_loss"]] for row in rows if row.get("val_loss")],
             "versions": run.config["versions"]}
 
 
