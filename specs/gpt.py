@@ -129,6 +129,8 @@ class Spec(GroupedHeads):
                     "tie_embeddings": False},
         "nanogpt-cpu": {**NANOGPT, "n_layer": 4, "n_embd": 128, "block_size": 64},
         "nanogpt-gpu": {**NANOGPT, "n_embd": 384, "n_head": 6, "block_size": 256, "dropout": 0.2},
+        "shakespeare": {"n_layer": 2, "n_embd": 128, "mlp": "relu2", "qk_norm": True,
+                        "block_size": 64},
     }
 
     def validate(self) -> None:

@@ -61,6 +61,8 @@ def optimizer_options(made: argparse.ArgumentParser, lr: float | None = None) ->
     option(optimizer, "--beta1", "how much of its past AdamW's mean of the gradient keeps",
            type=float)
     option(optimizer, "--beta2", "how much that of its square keeps", type=float)
+    option(optimizer, "--momentum", "how much of its past Muon's mean of the gradient keeps",
+           type=float)
     option(optimizer, "--schedule", "after the warm-up", choices=SCHEDULES)
     option(optimizer, "--warmup", "updates of linear warm-up (default: 50, or a tenth of a short "
            "run)", type=int)

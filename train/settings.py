@@ -37,6 +37,7 @@ class Settings:
     lr: float = 2e-3
     beta1: float = 0.9
     beta2: float = 0.95
+    momentum: float = 0.95
     schedule: str = "cosine"
     warmup: int | None = None
     min_lr: float = 0.1
@@ -67,7 +68,7 @@ class Settings:
             self.require(name, value is None or 0 < value < math.inf, "positive")
         for name in ("warmup", "weight_decay", "grad_clip"):
             self.require(name, 0 <= (getattr(self, name) or 0) < math.inf, "0 or more")
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "momentum"):
             self.require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         self.require("min_lr", 0 <= self.min_lr <= 1, "a share of the peak rate, 0 to 1")
         self.require("micro_batch", (self.micro_batch or 1) <= self.batch_size,

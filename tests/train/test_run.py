@@ -113,10 +113,10 @@ def test_tokens_count_a_curriculum() -> None:
     assert 2000 <= state.tokens < 2000 + 4 * 16
 
 
-def test_the_betas_reach_the_optimizer() -> None:
-    args = parser().parse_args([*TINY, "--beta1", "0.8", "--beta2", "0.99"])
+def test_betas_and_momentum_reach_the_optimizer() -> None:
+    args = parser().parse_args([*TINY, "--beta1", "0.8", "--beta2", "0.99", "--momentum", "0.7"])
     settings = settings_from(new_settings(args).to_dict())
-    assert (settings.beta1, settings.beta2) == (0.8, 0.99)
+    assert (settings.beta1, settings.beta2, settings.momentum) == (0.8, 0.99, 0.7)
     plain = settings_from(new_settings(parser().parse_args(TINY)).to_dict())
     assert (plain.beta1, plain.beta2) == (OptimizerSettings.beta1, OptimizerSettings.beta2)
 
