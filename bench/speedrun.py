@@ -68,6 +68,7 @@ def main() -> None:
             found[f"{times} × its time, {backend}"] = trained(
                 f"{times}x", backend, args, [*MUON, *LONGER[times], "--batch-size", "16",
                                              "--minutes", f"{times * minutes:.4f}"])
+    RESULTS.mkdir(parents=True, exist_ok=True)
     write_json(RESULTS / "speedrun.json", {"chip": chip(), "data": args.data, "found": found})
     show(found)
 
