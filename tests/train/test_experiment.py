@@ -72,7 +72,8 @@ def results(name: str) -> dict[str, Any]:
 def test_every_experiment(name: str, backend: str, capsys: pytest.CaptureFixture[str],
                           monkeypatch: pytest.MonkeyPatch) -> None:
     some = {"optimizers": ["--only", "gpt-adamw", "gpt-muon"],
-            "bdh-improvements": ["--only", "plain", "original", "muon"]}.get(name, [])
+            "bdh-improvements": ["--only", "plain", "original", "muon"],
+            "questions": ["--only", "original", "hyena", "long-plain", "long-fused"]}.get(name, [])
     call = [name, "--backend", backend, "--steps", "2", "--seeds", "1", "--data", "text.txt",
             *some]
     if name != "batch-vs-seqlen":

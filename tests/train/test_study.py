@@ -144,7 +144,7 @@ def made_up(name: str, losses: dict[str, float], **options: Any) -> Plan:
         if arm.kind == "probe":
             made.found[arm.name] = {"setup": arm.setup, "kind": "probe", "memory": 1_000_000,
                                     "decoding": {"64": 100 + len(arm.setup)}}
-        else:
+        elif arm.kind != "measure":
             key = next(key for key in losses if arm.name.startswith(key))
             done(made, arm, losses[key] + 0.01 * arm.seed + arm.lr / 1000,
                  SLOW if arm.setup == next(iter(made.setups)) else MIDDLE)
@@ -217,6 +217,48 @@ def test_the_answer_of_toeplitz() -> None:
         "than the spread), mean_proj-raw +0.100, mean_noproj-raw +0.100." in text
     assert "Projections: mean_proj-softplus -0.100, nomean_proj-softplus +0.000 (less than the " \
         "spread), mean_proj-raw -0.200, nomean_proj-raw -0.200." in text
+
+
+def test_a_setup_with_its_own_share() -> None:
+    made = plan(lrs=(0.1,), seeds=1)
+    made.setups["a"] = replace(made.setups["a"], share=0.5)
+    assert [made.updates(name) for name in "abc"] == [50, 200, 50]
+    tokens_done(made, {name: losses[:1] for name, losses in LOSSES.items()})
+    assert [made.timed(name) for name in "abc"] == [25, 200, 100]
+    clocked = plan(minutes=2.0)
+    clocked.setups["a"] = replace(clocked.setups["a"], share=0.5)
+    assert {arm.setup: arm.length for arm in clocked.arms() if arm.kind == "clock"} == {
+        "a": 1.0, "b": 2.0, "c": 2.0}
+
+
+def test_the_answer_of_questions() -> None:
+    losses = {"original": 2.0, "rope": 1.9, "swiglu": 1.95, "rmsnorm": 2.02, "qk-norm": 2.0,
+              "modern-muon": 1.6, "modern": 1.8, "muon": 1.7, "mamba2": 1.75, "rwkv7": 1.85,
+              "hyena": 1.9, "short": 1.9, "long": 1.85, "half": 2.3, "double": 1.8}
+    made = made_up("questions", losses, lrs=(0.01,))
+    assert {arm.setup for arm in made.arms() if arm.kind == "tokens"} == losses.keys()
+    for figures in made.found.values():
+        if figures["setup"] in ("short", "modern", "long", "mamba2"):
+            figures["read"] = {str(length): figures.get("loss", 0) + extra for length, extra in (
+                (32, 0.2), (128, 0), (512, 0.5 if figures["setup"] == "modern" else -0.1))}
+    for name, memory in (("recompute", 0.5), ("bfloat16", 0.8), ("fused", 0.5), ("together", 0.2)):
+        made.found[f"long-{name}-probe"]["memory"] = memory * 1e6
+    text = said(made)
+    assert "help a small model? After 204,800 tokens, nats beside the original: " \
+        "rmsnorm +0.020, rope -0.100, swiglu -0.050, qk-norm +0.000 (not in every seed), modern " \
+        "-0.200, muon -0.300, modern-muon -0.400. After equal time" in text
+    assert "necessary? After 204,800 tokens: mamba2 1.760 < modern 1.810 < rwkv7 1.860" in text
+    assert "Read with windows of 512 in place of 128, the length of their training, nats: mamba2 " \
+        "-0.100, modern +0.500." in text
+    assert "read with windows of 512, best are those trained on 512 (1.760), 32 (1.810), " \
+        "128 (2.310)" in text
+    assert "Twice the tokens bring the original from 2.010 to 1.810 nats (half of them: 2.310), " \
+        "ten percent more about -0.028. A loss lower by 10 % is worth 2.0 times the tokens; what " \
+        "was measured, in times the tokens: modern (-0.200) 2.00, muon (-0.300) 2.83" in text
+    assert "the four options give -0.130 nats alone and summed, -0.200 together; these and Muon " \
+        "-0.500 summed, -0.400 together" in text
+    assert "of the memory recompute 0.50, bfloat16 0.80, fused 0.50, their product is 0.20, " \
+        "together it is 0.20" in text
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

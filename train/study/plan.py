@@ -148,7 +148,7 @@ class Plan:
                     yield from (self.swept(name, lr) for lr in rates)
 
     def swept(self, name: str, lr: float) -> Arm:
-        length = self.minutes or self.updates(name)
+        length = self.clock(name) or self.updates(name)
         short = SWEEP * length if self.minutes else max(1, round(SWEEP * length))
         return Arm(name, "sweep", lr, 0, short)
 
@@ -187,11 +187,15 @@ class Plan:
     def arm(self, name: str, kind: Kind, lr: float, seed: int) -> Arm:
         """The training of this kind; that of equal tokens where equal time is the same."""
         if kind == "clock":
-            return Arm(name, kind, lr, seed, self.minutes or 0.0)
+            return Arm(name, kind, lr, seed, self.clock(name))
         timed = self.timed(name)
         if kind == "time" and abs(timed / self.updates(name) - 1) >= NEAR:
             return Arm(name, kind, lr, seed, timed)
         return Arm(name, "tokens", lr, seed, self.updates(name))
+
+    def clock(self, name: str) -> float:
+        """Minutes of a training that is ended by the clock."""
+        return self.setups[name].share * (self.minutes or 0.0)
 
     def updates(self, name: str) -> int:
         """At equal tokens."""

@@ -132,7 +132,8 @@ class Runner:
             setup = plan.setups[arm.setup]
             return {**common, "name": None, "words": setup.arguments(),
                     "vocab_size": plan.vocab_size, "contexts": list(plan.experiment.contexts)}
-        faults, lengths = list(plan.setups[arm.setup].faults), plan.lengths
+        faults, most = list(plan.setups[arm.setup].faults), plan.specs[arm.setup].max_length
+        lengths = [length for length in plan.lengths if most is None or length <= most]
         return {**common, "name": name, "words": plan.training_words(arm), "faults": faults,
                 "lengths": lengths if arm.kind != "sweep" else []}
 

@@ -15,7 +15,8 @@ class Setup:
     """`fields` of the spec, block_size among them, beside those of its preset; `settings` of
     train/run.py, batch_size among them; `rates`: peak learning rates to be tried, none where it is
     measured and not trained; the setups of a `group` are given equal time; `faults`
-    (train/study/faults.py) are planted in its trainings."""
+    (train/study/faults.py) are planted in its trainings; `share`: of the tokens, and of the time,
+    that the others have."""
 
     arch: str
     fields: dict[str, Any]
@@ -24,6 +25,7 @@ class Setup:
     rates: tuple[float, ...] = ()
     group: str = ""
     faults: tuple[str, ...] = ()
+    share: float = 1.0
 
     @property
     def tokens(self) -> int:
@@ -31,7 +33,8 @@ class Setup:
         return self.settings["batch_size"] * self.fields["block_size"]
 
     def updates(self, tokens: float) -> int:
-        """Those that see about so many tokens."""
+        """Those that see about its share of so many tokens."""
+        tokens *= self.share
         if "seq_curriculum" not in self.settings:
             return max(1, round(tokens / self.tokens))
         first, _, last = self.settings["seq_curriculum"].partition(":")
