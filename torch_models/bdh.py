@@ -12,7 +12,7 @@ from torch import nn
 from specs.bdh import CHUNK
 from torch_models.bdh_fast import in_tiles
 from torch_models.cache import Rows
-from torch_models.layers import PairRotary, dropout, fold, recompute, unset, upcast
+from torch_models.layers import PairRotary, dropout, fold, lasting, recompute, unset, upcast
 
 
 def quadratic_wins(T, C):
@@ -235,6 +235,7 @@ class Model(nn.Module):
             weights if self.spec.share_layers else (w[i] for w in weights))
         return encoder, encoder_v, decoder.reshape(*encoder.shape[::2], -1)
 
+    @lasting
     def rotary(self, start, T):
         """cos and sin for the positions from `start` on, computed once for repeated calls."""
         if self._rotary[0] != (start, T):

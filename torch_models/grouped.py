@@ -19,8 +19,8 @@ def block_size(chosen, experts):
 
 
 def at_hand(x):
-    """Whether reading numbers of x makes nobody wait: on a CPU, while nothing is being compiled."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether reading numbers of x makes nobody wait."""
+    return x.device.type == "cpu"
 
 
 def largest(scores, k):

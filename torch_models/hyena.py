@@ -14,7 +14,7 @@ from torch import nn
 
 from specs.online import KINDS
 from torch_models import gpt
-from torch_models.layers import Linear, dropout, fold, unset
+from torch_models.layers import Linear, dropout, fold, lasting, unset
 from torch_models.longconv import long_conv
 from torch_models.model import LanguageModel
 from torch_models.online import CONVS
@@ -142,6 +142,7 @@ class Model(LanguageModel):
         convs = [CONVS[kind](self.spec.block_size) for _ in range(self.spec.order - 1)]
         return HyenaCache(convs)
 
+    @lasting
     def context(self, tokens, start, cache):
         """(features, decay) of all N distances, computed once."""
         if self._tables is None:

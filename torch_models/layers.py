@@ -20,6 +20,12 @@ def unset(*shape):
     return nn.Parameter(torch.empty(shape))
 
 
+def lasting(make):
+    """`make`, whose tables outlive the decoding that first asked for them: training can use them,
+    as it could not use tensors made in inference mode."""
+    return torch.inference_mode(False)(make)
+
+
 def recompute(layer, *args):
     """layer(*args), whose activations are computed again in the backward pass."""
     return checkpoint(layer, *args, use_reentrant=False)
@@ -105,6 +111,7 @@ class RotaryTable:
     def __init__(self, angles):
         self.angles, self.cos, self.sin = angles, None, None
 
+    @lasting
     def __call__(self, start, T, like):
         """In the dtype and on the device of `like`."""
         end = start + T

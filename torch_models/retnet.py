@@ -13,7 +13,7 @@ from torch.nn.functional import silu
 from specs.retnet import HEAD_EPS
 from torch_models import gpt
 from torch_models.cache import ConstantCache
-from torch_models.layers import Linear, PairRotary, RotaryTable, dropout, fold, upcast
+from torch_models.layers import Linear, PairRotary, RotaryTable, dropout, fold, lasting, upcast
 from torch_models.model import LanguageModel
 
 
@@ -162,6 +162,7 @@ class Model(LanguageModel):
         T = tokens.shape[1]
         return *self._rotary(start, T, self.embed.weight), *self.decays(T)
 
+    @lasting
     def decays(self, T):
         """Powers of γ for T tokens, computed once for repeated calls."""
         if self._decays[0] != T:

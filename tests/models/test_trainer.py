@@ -230,6 +230,18 @@ def test_state_of_another_optimizer_is_refused(backend: Backend, spec: Spec) -> 
         backend.trainer(model, OptimizerSettings()).load_state(muon.state())
 
 
+def test_a_model_that_has_decoded_can_be_trained(backend: Backend, spec: Spec) -> None:
+    losses = []
+    for decode_first in (True, False):
+        model = backend.build(spec, init_weights(spec))
+        if decode_first:
+            backend.decoder(model).prefill(batch(0).tokens)
+        trainer = backend.trainer(model, OptimizerSettings())
+        trainer.step([batch(1)], 1e-2)
+        losses += trainer.read().losses
+    assert losses[0] == losses[1]
+
+
 def test_evaluation_counts(backend: Backend, spec: Spec) -> None:
     model = backend.build(spec, init_weights(spec))
     data = batch(3)
