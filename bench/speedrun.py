@@ -41,8 +41,8 @@ OURS = {"torch": [*MUON, "--steps", "200", "--batch-size", "20", "--momentum", "
         "mlx": [*MUON, "--steps", "145", "--batch-size", "32", "--momentum", "0.85",
                 "--schedule", "wsd", "--warmup", "10"]}
 LONGER = {1: ["--set", "n_layer=4", "--block-size", "128"],
-          3: ["--set", "n_layer=6", "--set", "n_embd=192", "--block-size", "128"],
-          10: ["--set", "n_layer=6", "--set", "n_embd=256", "--set", "dropout=0.1",
+          3: ["--set", "n_layer=4", "--set", "n_embd=192", "--block-size", "128"],
+          10: ["--set", "n_layer=6", "--set", "n_embd=192", "--set", "dropout=0.1",
                "--block-size", "256"]}
 
 

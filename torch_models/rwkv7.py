@@ -24,7 +24,7 @@ def token_before(x, cache, name):
     """h⁻ of h = x (B, T, C): the token before each, of the first one what the cache holds."""
     last = None if cache is None else cache.get(name)
     last = torch.zeros_like(x[:, :1]) if last is None else like(x, last)
-    return torch.cat((last, x[:, :-1]), dim=1)
+    return torch.cat((last, x[:, :-1]), dim=1) if x.shape[1] > 1 else last
 
 
 def last_of(x):
@@ -164,7 +164,8 @@ class TimeMix(nn.Module):
 
     def step(self, r, w, k, v, kappa, b, state=None):
         """The same for one token: inputs (B, 1, C)."""
-        r, w, k, v, kappa, b = (self.heads(y)[:, 0] for y in (r, w, k, v, kappa, b))
+        inputs = r, w, k, v, kappa, b
+        r, w, k, v, kappa, b = (y.reshape(len(y), -1, self.head_dim) for y in inputs)
         if state is None:
             state = no_state(r, *r.shape)
         gone = state @ kappa[..., None]  # (B, H, D, 1)

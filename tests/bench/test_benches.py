@@ -39,6 +39,18 @@ def test_compare_backends(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "bench" / "compare_backends.png").stat().st_size > 5000
 
 
+@pytest.mark.needs("torch")
+def test_neighbours(tmp_path: Path) -> None:
+    said = bench(tmp_path, "neighbours", "--set", "n_layer=1", "n_embd=32", "n_head=2", "d_ff=64",
+                 "--seq", "16", "--batch", "2", "--rounds", "2", "--who", "torch", "transformers")
+    found = result(tmp_path, "neighbours-gpt")["found"]
+    assert list(found) == ["torch", "transformers"] and "times" in said
+    for each in found.values():
+        assert all(len(each[kind]) == 2 and min(each[kind]) > 0
+                   for kind in ("train", "read", "decode"))
+        assert each["peak"] > 1e7 and each["flops"] > 1e8 and each["bandwidth"] > 1e8
+
+
 @both
 def test_decoding(tmp_path: Path) -> None:
     bench(tmp_path, "decoding", "--preset", "tiny", "--contexts", "8", "60", "--tokens", "3",

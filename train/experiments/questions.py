@@ -186,8 +186,8 @@ def ways(plan: Plan) -> str:
         found = {name: each.middle for name in (*WAYS, "together") if (each := ratio(name))}
         if len(found) == len(WAYS) + 1:
             together = found.pop("together")
-            each = listed([f"{name} {value:.2f}" for name, value in found.items()])
-            said.append(f"a step takes of the {what} {each}, their product is "
+            alone = listed([f"{name} {value:.2f}" for name, value in found.items()])
+            said.append(f"a step takes of the {what} {alone}, their product is "
                         f"{prod(found.values()):.2f}, together it is {together:.2f}")
     return f"In long windows, {'; '.join(said)}." if said else ""
 

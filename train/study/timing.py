@@ -47,13 +47,14 @@ class Measure:
         return f"{self.take.__module__}:{self.take.__name__}"
 
 
-def in_turn(works: Mapping[str, Work]) -> dict[str, list[float]]:
-    """Seconds of each, round by round."""
+def in_turn(works: Mapping[str, Work], rounds: tuple[int, int] | None = None,
+            ) -> dict[str, list[float]]:
+    """Seconds of each, round by round; at least and at most so many rounds."""
     found: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(WARM):
         for work in works.values():
             work()
-    begun, least, most = time.perf_counter(), *ROUNDS
+    begun, least, most = time.perf_counter(), *(rounds or ROUNDS)
     for number in range(most):
         if number >= least and time.perf_counter() - begun > SECONDS:
             break
