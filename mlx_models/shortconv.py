@@ -25,9 +25,10 @@ def short_conv(w, weight, bias, before=None):
 
 def convolve(w, weight):
     """w (B, T + J − 1, ·), the first J − 1 of which came before; weight (·, J): (B, T, ·)."""
-    if w.shape[1] == weight.shape[1]:  # a single token
-        return (w * weight.T).sum(1, keepdims=True)
-    return function(Convolution)(w, mx.contiguous(weight.T))
+    taps = weight.T
+    if len(taps) == w.shape[1]:  # a single token
+        return (w * taps).sum(1, keepdims=True)
+    return function(Convolution)(w, mx.contiguous(taps))
 
 
 def shifted_sum(w, taps):

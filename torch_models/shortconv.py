@@ -27,9 +27,10 @@ def short_conv(w, weight, bias, before=None):
 
 def convolve(w, weight):
     """w (B, T + J − 1, ·), the first J − 1 of which came before; weight (·, J): (B, T, ·)."""
-    if w.shape[1] == weight.shape[1]:  # a single token
-        return (w * weight.T).sum(1, keepdim=True)
-    return Convolution.apply(w, weight.T.contiguous())
+    taps = weight.T
+    if len(taps) == w.shape[1]:  # a single token
+        return (w * taps).sum(1, keepdim=True)
+    return Convolution.apply(w, taps.contiguous())
 
 
 def shifted_sum(w, taps):
