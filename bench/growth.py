@@ -27,6 +27,7 @@ PROBES = 256, 512  # tokens of the texts whose state shows what grows with the c
 CALLED = 0.1  # seconds for which a short piece of work is called again and again
 WARM_UP = 4  # tokens
 LEAST = 16  # tokens timed
+TURNS = 32  # in which they are decoded: each context sees the machine at all times
 STATE_SHARE = 4  # a state may take this part of the memory: it grows by being copied
 DECODED_SHARE = 4  # the tokens behind one context may take this part of the limit
 BATCH, NEW_TOKENS, SAMPLED = 4, 128, 16  # generation, read anew at every 16th of its lengths
@@ -131,7 +132,7 @@ def over_contexts(backend: Backend, args: argparse.Namespace, arch: str) -> dict
 
 def decoding(backend: Backend, args: argparse.Namespace, model: Model, spec: Spec,
              kind: str) -> Figures:
-    """Decoders behind each context, in turn, some tokens a round; in all a power of two, for what
+    """Decoders behind each context, in turn, some tokens each time; in all a power of two, for what
     is done once in so many tokens, and fewer where these take too long."""
     figures: Figures = {}
     decoders: dict[int, Decoder] = {}
@@ -151,9 +152,9 @@ def decoding(backend: Backend, args: argparse.Namespace, model: Model, spec: Spe
             continue
         decoders[T], counts[T] = decoder, count
     seconds: dict[int, list[float]] = {T: [] for T in decoders}
-    for number in range(args.rounds):
+    for number in range(TURNS):
         for T, decoder in decoders.items():
-            share = counts[T] * (number + 1) // args.rounds - counts[T] * number // args.rounds
+            share = counts[T] * (number + 1) // TURNS - counts[T] * number // TURNS
             seconds[T] += steps(decoder, share)
     for T, each in seconds.items():
         more = rare(decoders[T], T, median(each)) if kind == "online" else 0.0

@@ -16,7 +16,9 @@ Reading is the time to the first token after a prompt of a window's length.
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
+import signal
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -72,18 +74,23 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="windows per training step "
                         f"({', '.join(f'{arch} {batch}' for arch, batch in BATCHES.items())})")
     parser.add_argument("--seq", type=int, default=256, help="tokens per window (256)")
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=8, help="at least 2 (8)")
     args = parser.parse_args()
-    args.batch = args.batch or BATCHES[args.arch]
+    args.batch = BATCHES[args.arch] if args.batch is None else args.batch
+    if args.batch < 1 or args.seq < 1 or args.rounds < 2:
+        raise UserError("--batch and --seq must be positive, and --rounds at least 2")
     args.who = args.who or [name for name in who if name.split("-")[0] != LACKS.get(args.arch)]
     spec = spec_type(args.arch).from_dict(
         {**FORMS[args.arch], **dict(map(parse_field, args.fields))})
+    if max(args.seq, behind(args.rounds)) > (spec.max_length or math.inf):
+        raise UserError(f"the model reads no more than {spec.max_length} tokens: choose a smaller "
+                        "--seq or --rounds, or --set block_size")
     found = measured(args, spec)
-    show(args, spec, found)
     RESULTS.mkdir(parents=True, exist_ok=True)
     write_json(RESULTS / f"neighbours-{args.arch}.json",
                {"chip": chip(), "spec": spec.to_dict(), "batch": args.batch, "seq": args.seq,
                 "found": found})
+    show(args, spec, found)
 
 
 def measured(args: argparse.Namespace, spec: Spec) -> dict[str, dict[str, Any]]:
@@ -145,29 +152,24 @@ class Contestant:
 
 
 def serve(asked: Any, name: str, arch: str, fields: dict[str, Any], batch: int, seq: int) -> None:
-    """Answer until nobody is there to ask."""
+    """Answer until nobody is there to ask: Ctrl-C is for who asks."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     name, _, compiled = name.partition("-")
     panel = next(own for own, other in NEIGHBOURS.items() if name in (own, other))
     spec, backend = spec_type(arch).from_dict(fields), load_backend(panel)
     step, decode = contestant(name == panel, panel, spec, bool(compiled))
     rng = np.random.default_rng(0)
     rows = rng.integers(0, spec.vocab_size, (batch, seq + 1)).astype(np.int32)
-    text: Iterator[int] = iter(())
-
-    def more() -> None:
-        nonlocal text
-        if next(text, None) is None:
-            text = decode(rows[:1, :PROMPT])
-        deque(islice(text, DECODED - 1), 0)
-
+    text = decode(rng.integers(0, spec.vocab_size, (1, PROMPT)).astype(np.int32))
     work = {"train": lambda: step(rows[:, :-1], rows[:, 1:]),
-            "read": lambda: next(decode(rows[:1, :-1])), "decode": more,
+            "read": lambda: next(decode(rows[:1, :-1])),
+            "decode": lambda: deque(islice(text, DECODED), 0),
             "peak": process_peak, "flops": backend.matmul_rate, "bandwidth": backend.bandwidth}
     try:
         while what := asked.recv():
             answer = work[what]()
             asked.send(answer if isinstance(answer, int | float) else None)
-    except EOFError:
+    except (EOFError, OSError):
         pass
 
 
@@ -193,7 +195,6 @@ def contestant(own: bool, panel: str, spec: Spec, compiled: bool) -> tuple[
 
     @cache
     def reader() -> Any:
-        """What is compiled is the training step alone."""
         return backend.build(spec, weights) if compiled else model
 
     def decode(prompt: np.ndarray) -> Iterator[int]:
@@ -216,7 +217,7 @@ def show(args: argparse.Namespace, spec: Spec, found: dict[str, dict[str, Any]])
                   f"{args.batch} x {args.seq} tokens; medians (quartiles of times); {chip()}")
     for column in table.columns[1:]:
         column.justify = "right"
-    flops, traffic = spec.flops_per_token(args.seq), spec.decode_traffic(PROMPT)
+    flops, traffic = spec.flops_per_token(args.seq), spec.decode_traffic(behind(args.rounds // 2))
     best = {rate: max(each[rate] for each in found.values()) for rate in ("flops", "bandwidth")}
     bounds = {"train": best["flops"] / (3 * flops), "read": best["flops"] / flops,
               "decode": best["bandwidth"] / traffic}
@@ -227,9 +228,16 @@ def show(args: argparse.Namespace, spec: Spec, found: dict[str, dict[str, Any]])
         for kind in KINDS:
             rates = each[kind]
             cells += [f"{median(rates):,.0f}", f"{median(rates) / bounds[kind]:.0%}",
-                      times(rates, other[kind]) if other else ""]
+                      times(rates, other[kind])
+                      # What is compiled of ours is the training step alone.
+                      if other and (kind == "train" or not form) else ""]
         table.add_row(name, f"{each['peak'] / 2**20:,.0f} MiB", *cells)
     Console(highlight=False, width=160).print(table)
+
+
+def behind(rounds: int) -> int:
+    """Tokens of the text that is decoded, after so many rounds."""
+    return PROMPT + DECODED * (WARM + rounds)
 
 
 def times(mine: list[float], others: list[float]) -> str:

@@ -1,14 +1,14 @@
 """Which architecture recalls: multi-query associative recall at equal parameters.
 
 python bench/recall.py --out docs
-python bench/recall.py --arch gpt mamba2 --backend mlx --pairs 8 16 --length 64
+python bench/recall.py --arch gpt mamba2 --backend mlx --pairs 8 16 --length 64 --vocab 64
 python bench/recall.py --quick
 
-Every architecture is trained on texts made on the fly (bench/associations.py), in which the number
-of pairs changes from step to step, with the loss of the answers alone; then it answers texts that
-it has not seen. Each with the best of some learning rates, over several seeds; a training is a
-process of its own. Called again, it goes on where it stopped: OUT/recall.json holds what is
-done; beside it the page (.md) and the picture (.png).
+Every architecture is trained by Muon on texts made on the fly (bench/associations.py), in which the
+number of pairs changes from step to step, with the loss of the answers alone; then it answers texts
+that it has not seen. Each with the best of some learning rates, over several seeds; a training is a
+process of its own. Called again, it goes on where it stopped: OUT/recall.json holds what is done;
+beside it the page (.md) and the picture (.png).
 """
 
 from __future__ import annotations
@@ -37,11 +37,12 @@ from train.schedule import learning_rate
 from train.settings import Settings
 from train.study.equal import nearest
 
-FULL: dict[str, Any] = {"pairs": [4, 8, 16, 32], "length": 128, "vocab": 128, "parameters": 150_000,
-                        "layers": 2, "width": 64, "steps": 800, "batch": 32, "seeds": 3,
-                        "rates": [1e-3, 3e-3, 1e-2]}
+FULL: dict[str, Any] = {"pairs": [2, 4, 8], "length": 32, "vocab": 32, "parameters": 150_000,
+                        "layers": 2, "width": 64, "steps": 300, "batch": 256, "seeds": 3,
+                        "rates": [1e-2, 3e-2]}
 QUICK: dict[str, Any] = {"pairs": [2, 4], "length": 16, "vocab": 32, "parameters": 60_000,
-                         "width": 32, "steps": 30, "seeds": 1, "rates": [1e-2]}
+                         "width": 32, "steps": 30, "batch": 32, "seeds": 1, "rates": [1e-2]}
+OPTIMIZER = OptimizerSettings("muon")
 HELD_OUT = 256  # texts for each number of pairs, read so many at once:
 READ = 64
 
@@ -55,17 +56,17 @@ def parser() -> argparse.ArgumentParser:
                       help="mlx or torch (torch where it is installed)")
     made.add_argument("--device", help="cpu, gpu (MLX), cuda, mps (PyTorch)")
     made.add_argument("--pairs", type=int, nargs="+", metavar="N",
-                      help="of a key and a value in a text (4 8 16 32)")
+                      help="of a key and a value in a text (2 4 8)")
     made.add_argument("--rates", type=float, nargs="+", metavar="LR",
-                      help="learning rates to choose from with the first seed (1e-3 3e-3 1e-2)")
+                      help="learning rates to choose from with the first seed (1e-2 3e-2)")
     helps = {"length": "tokens of a text", "vocab": "keys and values, half each",
              "parameters": "of each model, within 2 %%", "layers": "near which its depth is chosen",
              "width": "near which its width is chosen", "steps": "of a training",
              "batch": "texts a step", "seeds": "of each training"}
     for name, text in helps.items():
         made.add_argument(f"--{name}", type=int, help=f"{text} ({FULL[name]})")
-    made.add_argument("--sparse", action="store_true", help="ask for each key once, as the paper "
-                      "does: that takes many more steps to learn")
+    made.add_argument("--sparse", action="store_true", help="ask for each key once and never tell "
+                      "the answer, as the paper: that takes many more steps to learn")
     made.add_argument("--quick", action="store_true", help="smallest sizes, which learn little")
     made.add_argument("--out", type=Path, default=RESULTS, help=f"folder ({RESULTS})")
     made.add_argument("--run", nargs=3, metavar=("ARCH", "LR", "SEED"), help=argparse.SUPPRESS)
@@ -92,7 +93,8 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / "recall.json"
     about = {**{name: getattr(args, name) for name in (*FULL, "sparse", "backend", "device")},
-             "chip": chip(), "version": importlib.metadata.version(args.backend)}
+             "optimizer": OPTIMIZER.optimizer, "chip": chip(),
+             "version": importlib.metadata.version(args.backend)}
     document = resumed(file, about, "measured", "--out") or {"about": about, "measured": {}}
     document["models"] = {arch: {"parameters": spec.param_count(), "spec": spec.to_dict()}
                           for arch in sorted({*args.arch, *document.get("models", {})})
@@ -114,7 +116,9 @@ def main() -> None:
 
 def model_of(args: argparse.Namespace, arch: str) -> Spec:
     """The spec of this architecture with as many parameters as asked for."""
-    common = {"vocab_size": args.vocab, "block_size": args.length, "dropout": 0.0}
+    common: dict[str, Any] = {"vocab_size": args.vocab, "block_size": args.length, "dropout": 0.0}
+    if arch == "gpt":
+        common["pos"] = "rope"  # as moe and mla have it
     preset, changed = nearest(arch, args.parameters, args.layers, args.width, common)
     return spec_type(arch).preset(preset, **{**common, **changed})
 
@@ -146,7 +150,7 @@ def fill(document: dict[str, Any], args: argparse.Namespace, file: Path) -> None
 def measure(args: argparse.Namespace, backend: Backend, task: Recall, spec: Spec, lr: float,
             seed: int) -> dict[str, Any]:
     """Train once: accuracy by the number of pairs, the last loss, seconds."""
-    trainer = backend.trainer(backend.build(spec, init_weights(spec, seed)), OptimizerSettings())
+    trainer = backend.trainer(backend.build(spec, init_weights(spec, seed)), OPTIMIZER)
     settings, loss = Settings(steps=args.steps, lr=lr), float("nan")
     start = time.perf_counter()
     for step in range(args.steps):

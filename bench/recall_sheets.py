@@ -58,12 +58,15 @@ def found_order(document: dict[str, Any]) -> str:
         trained = [arch for arch in ranked(document) if arch in members]
         if trained:
             best[family] = (trained[0], overall(document, trained[0]))
-    shares = list(best.values())
-    kept = all(one[1] >= other[1] - NEAR
-               for one, other in zip(shares, shares[1:], strict=False))
+    shares = [share for _, share in best.values()]
     said = ", ".join(f"{family} {share:.0%} ({arch})" for family, (arch, share) in best.items())
-    return (f"The order that the literature reports {'appears' if kept else 'does not appear'} "
-            f"here: {said}.")
+    by_chance = fmean(1 / pairs for pairs in document["about"]["pairs"])
+    ending = f"here: {said}. Who says any of the values told is right in {by_chance:.0%}."
+    if max(shares) - min(shares) < NEAR:
+        return f"The best of the families do not part {ending}"
+    kept = all(one >= other - NEAR for one, other in zip(shares, shares[1:], strict=False))
+    return ("The order that the literature reports "
+            f"{'appears' if kept else 'does not appear'} {ending}")
 
 
 def draw(document: dict[str, Any], path: Path) -> None:

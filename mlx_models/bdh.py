@@ -11,7 +11,7 @@ import mlx.nn as nn
 from mlx_models.bdh_fast import in_tiles
 from mlx_models.cache import Rows
 from mlx_models.for_mlx_lm.caches import PromptCache
-from mlx_models.layers import PairRotary, begin, dropout, fold, recompute, unset, upcast
+from mlx_models.layers import PairRotary, begin, dropout, fold, pieces, recompute, unset, upcast
 from specs.bdh import CHUNK
 
 
@@ -71,8 +71,7 @@ class Attention(nn.Module):
         The state ρ (H, B, N, C) is the sum of rᵀx over all earlier tokens, None for none.
         """
         outputs = []
-        for start in range(0, r.shape[2], chunk):
-            r_i, x_i = r[:, :, start : start + chunk], x[:, start : start + chunk]
+        for r_i, x_i in zip(pieces(r, chunk, axis=2), pieces(x, chunk, axis=1), strict=True):
             y = self.quadratic(r_i, r_i, x_i)
             outputs.append(y if state is None else y + self.read(r_i, state))
             state = self.write(state, r_i, x_i)

@@ -109,6 +109,15 @@ def begin(x):
     return x
 
 
+def pieces(x, size, axis):
+    """x cut along an axis, by halves: the gradient of many slices is as many arrays of x's size."""
+    count = -(-x.shape[axis] // size)
+    if count == 1:
+        return [x]
+    first, last = mx.split(x, [count // 2 * size], axis)
+    return pieces(first, size, axis) + pieces(last, size, axis)
+
+
 def choose(good, new, old):
     """`new` where the one boolean `good` is true, else `old`. The CPU, whose `where` is slow, has
     nothing to wait for."""

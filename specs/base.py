@@ -24,6 +24,7 @@ from specs.init import Init, constant, normal
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing from Python 3.11 on
 
+MOST_LAYERS = 1000  # deeper than any model published; a table of millions would never end
 Group = Literal["hidden", "embed", "head", "router", "filter", "vector", "state"]
 
 
@@ -81,6 +82,7 @@ class Spec:
         coerce_fields(self)
         for name in ("vocab_size", "block_size", "n_layer", "n_embd"):
             self.require(name, getattr(self, name) >= 1, "at least 1")
+        self.require("n_layer", self.n_layer <= MOST_LAYERS, f"at most {MOST_LAYERS}")
         self.require("dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
         self.validate()
 

@@ -71,8 +71,7 @@ class Attention(nn.Module):
         The state ρ (H, B, N, C) is the sum of rᵀx over all earlier tokens, None for none.
         """
         outputs = []
-        for start in range(0, r.shape[2], chunk):
-            r_i, x_i = r[:, :, start : start + chunk], x[:, start : start + chunk]
+        for r_i, x_i in zip(r.split(chunk, dim=2), x.split(chunk, dim=1), strict=True):
             y = self.quadratic(r_i, r_i, x_i)
             outputs.append(y if state is None else y + self.read(r_i, state))
             state = self.write(state, r_i, x_i)

@@ -195,8 +195,8 @@ def show(plan: Plan, console: Console) -> None:
 def finish(plan: Plan, document: dict[str, Any], folder: Path, out: Path,
            console: Console) -> None:
     """Table, answer, pictures and page of all that is done. Raises `UserError` for nothing."""
-    if not any("loss" in figures for figures in plan.found.values()):
-        errors = [figures["error"] for figures in plan.found.values() if "error" in figures]
+    errors = [figures["error"] for figures in plan.found.values() if "error" in figures]
+    if errors and not any("loss" in figures for figures in plan.found.values()):
         raise UserError(f"no training came to its end: {errors[-1]}")
     answer = plan.experiment.answer(plan)
     if plan.seeds == 1:

@@ -30,11 +30,13 @@ def test_who_looks_up_is_always_right(task: Recall, pairs: int) -> None:
         assert len(told) == pairs and all(1 <= k < 20 <= v < 40 for k, v in told.items())
         asked = np.flatnonzero(targets >= 0)
         assert asked.min() >= 2 * pairs
+        assert all(told[tokens[t]] == targets[t] for t in asked)
         if task.sparse:
             assert sorted(tokens[asked]) == sorted(told)
-        assert all(told[tokens[t]] == targets[t] for t in asked)
-        assert not np.delete(tokens, asked)[2 * pairs :].any()
-    assert batch.counted == 50 * (pairs if task.sparse else 48 - 2 * pairs)
+            assert not np.delete(tokens, asked)[2 * pairs :].any()
+        else:
+            assert np.array_equal(tokens[asked + 1], targets[asked])
+    assert batch.counted == 50 * (pairs if task.sparse else (48 - 2 * pairs) // 2)
 
 
 def test_texts_belong_to_seed_and_step() -> None:
@@ -96,7 +98,7 @@ def test_every_architecture_is_trained(call: Any, tmp_path: Path, backend: str,
         assert model["parameters"] == pytest.approx(60_000, rel=0.02)
         assert document["measured"][f"{arch} 0.01 0"]["accuracy"].keys() == {"2", "4"}
     page, said = (tmp_path / "recall.md").read_text(), capsys.readouterr().out
-    assert "The order that the literature reports" in page and "gpt" in said
+    assert "Who says any of the values told is right in 38%." in page and "gpt" in said
     assert (tmp_path / "recall.png").stat().st_size > 10_000
 
 
@@ -121,6 +123,10 @@ def test_the_order_of_the_families() -> None:
                              for arch, share in shares.items()}}
     assert found_order(document) == (
         "The order that the literature reports appears here: attention 90% (gpt), recurrent "
-        "states 70% (mamba2), long convolutions 71% (hyena).")
+        "states 70% (mamba2), long convolutions 71% (hyena). Who says any of the values told is "
+        "right in 25%.")
     document["measured"]["mamba2 0.01 0"]["accuracy"]["4"] = 0.95  # type: ignore[index]
     assert "does not appear here" in found_order(document)
+    for arch in ("mamba2", "hyena"):
+        document["measured"][f"{arch} 0.01 0"]["accuracy"]["4"] = 0.9  # type: ignore[index]
+    assert "do not part here" in found_order(document)

@@ -55,6 +55,7 @@ def test_initial_weights_are_these_bytes() -> None:
 
 BAD_FIELDS: list[tuple[str, dict[str, Any], str]] = [
     ("bdh", {"n_layer": 0}, "n_layer = 0 must be at least 1"),
+    ("gpt", {"n_layer": 1_000_000}, "n_layer = 1000000 must be at most 1000"),
     ("bdh", {"n_layer": "6"}, "n_layer = '6' must be a whole number"),
     ("bdh", {"n_layer": True}, "n_layer = True must be a whole number"),
     ("bdh", {"dropout": 1.0}, "dropout = 1.0 must be at least 0 and below 1"),

@@ -71,7 +71,8 @@ def results(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", experiments.names())
 def test_every_experiment(name: str, backend: str, capsys: pytest.CaptureFixture[str],
                           monkeypatch: pytest.MonkeyPatch) -> None:
-    some = {"optimizers": ["--only", "gpt-adamw", "gpt-muon"],
+    some = {"batch-vs-seqlen": ["--only", "16x64", "2x256"],
+            "optimizers": ["--only", "gpt-adamw", "gpt-muon"],
             "bdh-improvements": ["--only", "plain", "original", "muon"],
             "questions": ["--only", "original", "hyena", "long-plain", "long-fused"]}.get(name, [])
     call = [name, "--backend", backend, "--steps", "2", "--seeds", "1", "--data", "text.txt",
@@ -92,7 +93,7 @@ def test_every_experiment(name: str, backend: str, capsys: pytest.CaptureFixture
     both = len(available_backends()) == 2
     expected = {"bdh-improvements": 6 + both, "questions": 1}.get(name, 0)
     assert len(measures) == expected
-    assert not any("error" in arm for arm in measures)
+    assert not any("error" in arm for arm in found["arms"].values())
     trainings = sum("loss" in arm for arm in found["arms"].values())
     assert shown.err.count("tokens/s") >= trainings > 0
     assert found["answer"].replace("**", "")[:40] in shown.out
@@ -110,6 +111,14 @@ def test_every_experiment(name: str, backend: str, capsys: pytest.CaptureFixture
     monkeypatch.setattr(runner.Runner, "ask", never)
     assert experiment.main(call) == 0
     assert results(f"{name}-{backend}") == found
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.needs("torch")
+def test_what_is_measured_and_not_trained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert experiment.main(["questions", "--backend", "torch", "--data", "text.txt",
+                            "--only", "long-plain", "long-fused"]) == 0
+    assert "fused attention" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -97,6 +97,7 @@ def test_memory_chooses_the_micro_batch(backend: str, capsys: pytest.CaptureFixt
     assert plain.steps()[-1] == 2
 
 
+@pytest.mark.xdist_group("compile")  # one process, which loads the compiler once
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compiled_steps_are_the_same_steps(backend: str) -> None:
     options = [*TINY, "--steps", "4", "--micro-batch", "3", "--backend", backend,

@@ -243,6 +243,9 @@ def test_the_answer_of_questions() -> None:
                 (32, 0.2), (128, 0), (512, 0.5 if figures["setup"] == "modern" else -0.1))}
     for name, memory in (("recompute", 0.5), ("bfloat16", 0.8), ("fused", 0.5), ("together", 0.2)):
         made.found[f"long-{name}-probe"]["memory"] = memory * 1e6
+        made.found[f"{name}-measure"] = {
+            "setup": name, "kind": "measure", "tokens": {f"long-{name}": 512, "long-plain": 512},
+            "faster": dict.fromkeys(("low", "middle", "high"), 2 * memory)}
     text = said(made)
     assert "help a small model? After 204,800 tokens, nats beside the original: " \
         "rmsnorm +0.020, rope -0.100, swiglu -0.050, qk-norm +0.000 (not in every seed), modern " \
@@ -257,6 +260,8 @@ def test_the_answer_of_questions() -> None:
         "was measured, in times the tokens: modern (-0.200) 2.00, muon (-0.300) 2.83" in text
     assert "the four options give -0.130 nats alone and summed, -0.200 together; these and Muon " \
         "-0.500 summed, -0.400 together" in text
+    assert "of the time recompute 1.00, bfloat16 0.62, fused 1.00, their product is 0.62, " \
+        "together it is 2.50" in text
     assert "of the memory recompute 0.50, bfloat16 0.80, fused 0.50, their product is 0.20, " \
         "together it is 0.20" in text
 

@@ -27,6 +27,7 @@ GPT2 = {"norm": "layernorm", "pos": "learned", "mlp": "gelu"}
 OPTIONS: dict[str, dict[str, Any]] = {"rmsnorm": {"norm": "rmsnorm"}, "rope": {"pos": "rope"},
                                       "swiglu": {"mlp": "swiglu"}, "qk-norm": {"qk_norm": True}}
 WITHOUT = ("mamba2", "rwkv7", "hyena")  # softmax attention
+SLOPE = 0.01  # nats that twice the tokens must bring for a gain to be told in tokens
 LENGTHS = ("short", "modern", "long")
 WAYS: dict[str, dict[str, Any]] = {"recompute": {"recompute": True},
                                    "bfloat16": {"dtype": "bfloat16"},
@@ -158,8 +159,8 @@ def data(plan: Plan) -> str:
     slope = once - twice
     said = (f"Twice the tokens bring the original from {once:.3f} to {twice:.3f} nats (half of "
             f"them: {half:.3f}), ten percent more about {-slope * log2(1.1):+.3f}.")
-    if slope <= 0:
-        return f"{said} More data do not help it here."
+    if slope < SLOPE:
+        return f"{said} More data hardly help it here."
     worth = [f"{name} ({each.middle:+.3f}) {2 ** (-each.middle / slope):.2f}" for name, each
              in gains(plan, kind, ["modern", "muon", "modern-muon", *WITHOUT]).items()]
     return (f"{said} A loss lower by 10 % is worth {2 ** (0.1 * once / slope):.1f} times the "

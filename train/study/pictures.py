@@ -80,7 +80,8 @@ def overview(plan: Plan, file: Path) -> Path:
                                 sharey=True, squeeze=False, layout="constrained")
     for axis, (heading, figures) in zip(axes[0], shown, strict=True):
         loss, low = heading.startswith("held-out"), not heading.endswith("tokens/s")
-        best = (min if low else max)(figures, key=lambda name: figures[name].middle)
+        even = [name for name in figures if not loss or plan.setups[name].share == 1] or figures
+        best = (min if low else max)(even, key=lambda name: figures[name].middle)
         for name, found in figures.items():
             place, weight = names.index(name), "bold" if name == best else "normal"
             text = f"{found.middle:.3f}" if loss else f"{found.middle:,.0f}"
@@ -131,6 +132,8 @@ def curves(plan: Plan, runs: Path, kind: Kind, every: list[Row], file: Path) -> 
                     axis.plot(xs, ys, color=colour[row.setup], alpha=0.8, lw=1.2, label=name)
         axis.set_ylabel(label)
         axis.set_xlabel("tokens" if kind == "tokens" else "seconds of training")
+        axis.xaxis.set_major_locator(plt.MaxNLocator(6, integer=True))
+        axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.grid(alpha=0.3)
     if labelled:
         axes.flat[0].legend(fontsize=8, loc="upper right")
@@ -153,7 +156,7 @@ def save(figure: Any, file: Path) -> Path:
     from matplotlib import pyplot as plt
 
     picture = io.BytesIO()
-    figure.savefig(picture, dpi=120)
+    figure.savefig(picture, dpi=100)
     plt.close(figure)
     write_bytes(file, picture.getvalue())
     return file

@@ -5,8 +5,9 @@ A training, an `Arm`, is of one of these kinds:
     probe   no training: peak memory of a step, speed of decoding, for each setup
     measure no training: what train/study/timing.py finds of some setups side by side
     sweep   a short training at each learning rate, beyond the best while that is the first or last
-    tokens  all setups see the same number of tokens, for each seed
-    time    all setups of a group are given the same time, by the speeds that `tokens` measured
+    tokens  all setups see the same number of tokens (or their share of it), for each seed
+    time    all setups of a group are given the same time (or their share), by the speeds that
+            `tokens` measured
     clock   with --minutes, in place of both: each training is ended by the clock
 """
 
@@ -205,6 +206,7 @@ class Plan:
         """Updates in the time that the middle setup of the group needs at equal tokens."""
         group = [other for other, setup in self.setups.items()
                  if setup.rates and setup.group == self.setups[name].group]
+        group = [other for other in group if self.setups[other].share == 1] or group
         known = [other for other in group if self.ended(other, ("tokens",))]
         budget = median_low(self.tokens / self.speed(other) for other in known or group)
         return self.setups[name].updates(budget * self.speed(name))

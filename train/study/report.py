@@ -10,7 +10,7 @@ from rich.table import Table
 
 from specs import Spec
 from train.study import claims
-from train.study.figures import Figure, probed, rows, spread
+from train.study.figures import Figure, listed, probed, rows, spread
 from train.study.plan import Kind, Plan
 
 TITLES: dict[Kind, str] = {"tokens": "equal tokens", "time": "equal time", "clock": "by the clock"}
@@ -41,6 +41,13 @@ def table(plan: Plan) -> list[list[str]]:
     return [list(cells) for cells in zip(*said, strict=True)]
 
 
+def shares(plan: Plan) -> str:
+    """Which setups have less or more than the others."""
+    found = listed([f"{name} {setup.share:g}" for name, setup in plan.setups.items()
+                    if setup.share != 1])
+    return "" if found == "none" else f" (times {found})"
+
+
 def size(spec: Spec) -> str:
     active = spec.active_param_count()
     return f"{spec.param_count():,}" + (
@@ -53,7 +60,7 @@ def number(value: float | None, unit: float = 1) -> str:
 
 def on_terminal(plan: Plan, answer: str, console: Console) -> None:
     """The table, then the answer."""
-    made = [(plan.experiment.question, table(plan))]
+    made = [(plan.experiment.question, table(plan))] if rows(plan) else []
     if plan.experiment.claims:
         made.append(("What is claimed, and what was measured (×, loss: beside the same without)",
                      claims.table(plan)))
@@ -71,11 +78,12 @@ def on_terminal(plan: Plan, answer: str, console: Console) -> None:
 def page(plan: Plan, document: dict[str, Any], answer: str, pictures: list[str]) -> str:
     """All of it as markdown."""
     about = document["about"]
-    tables = [table(plan), *([claims.table(plan)] if plan.experiment.claims else [])]
+    tables = [*([table(plan)] if rows(plan) else []),
+              *([claims.table(plan)] if plan.experiment.claims else [])]
     lines = [f"# {plan.experiment.question}", "",
-             f"Made by `{document['command']}`: {plan.tokens:,} tokens a "
-             f"training at equal tokens, {plan.seeds} seeds; losses are held-out nats a token at "
-             "the end of a training, means with the lowest and highest; equal time is that of the "
+             f"Made by `{document['command']}`: {plan.tokens:,} tokens a training at equal "
+             f"tokens{shares(plan)}, {plan.seeds} seeds; losses are held-out nats a token at the "
+             "end of a training, means with the lowest and highest; equal time is that of the "
              "middle one's training at equal tokens. "
              f"{about['corpus']}. {document['chip']}; "
              + ", ".join(f"{key} {value}" for key, value in document["versions"].items()) + ".", "",
