@@ -224,7 +224,7 @@ def test_a_setup_with_its_own_share() -> None:
     made.setups["a"] = replace(made.setups["a"], share=0.5)
     assert [made.updates(name) for name in "abc"] == [50, 200, 50]
     tokens_done(made, {name: losses[:1] for name, losses in LOSSES.items()})
-    assert [made.timed(name) for name in "abc"] == [25, 200, 100]
+    assert [made.timed(name) for name in "abc"] == [12, 100, 50]
     clocked = plan(minutes=2.0)
     clocked.setups["a"] = replace(clocked.setups["a"], share=0.5)
     assert {arm.setup: arm.length for arm in clocked.arms() if arm.kind == "clock"} == {
