@@ -19,6 +19,7 @@ import numpy as np
 from bench.trial import held
 from specs import Spec, init_weights, spec_type
 from specs.backend import Arrays, Backend, Batch, Decoder, Model, OptimizerSettings, load_backend
+from train.study.writing import TOKENS, written
 
 # A size near that of the others, where the defaults are of another.
 FIELDS: dict[str, Mapping[str, Any]] = {"bdh": {"mlp_internal_dim_multiplier": 16},
@@ -30,7 +31,6 @@ LEAST = 16  # tokens timed
 TURNS = 32  # in which they are decoded: each context sees the machine at all times
 STATE_SHARE = 4  # a state may take this part of the memory: it grows by being copied
 DECODED_SHARE = 4  # the tokens behind one context may take this part of the limit
-BATCH, NEW_TOKENS, SAMPLED = 4, 128, 16  # generation, read anew at every 16th of its lengths
 Figures = dict[str, dict[str, Any]]  # length → figures, or why there are none
 
 
@@ -211,34 +211,7 @@ def grown(short: Arrays, long: Arrays, T: int) -> Arrays:
 
 
 def generation(backend: Backend, args: argparse.Namespace, arch: str) -> dict[str, float]:
-    """Tokens/s of BATCH texts that grow from one token by NEW_TOKENS, for each kind of state and
-    "anew", all of it read again for each token; what comes first is not counted."""
+    """Tokens/s of growing texts, for each kind of state and without any."""
     layers, width, vocab_size = args.generation
-    spec = spec_of(arch, layers, width, 4 * NEW_TOKENS, vocab_size)
-    model = backend.build(spec, init_weights(spec))
-    found = {}
-    for kind in spec.decode_kinds:
-        for _ in range(2):
-            decoder = backend.decoder(model, BATCH, 1 + NEW_TOKENS, kind)
-            start = time.perf_counter()
-            for _ in range(NEW_TOKENS):
-                decoder.step(np.ones(BATCH, np.int32))
-            found[kind] = BATCH * NEW_TOKENS / (time.perf_counter() - start)
-    found["anew"] = without_cache(backend, model, vocab_size)
-    if arch == "toeplitz":  # both of the published forms
-        for layer in model.layers:
-            layer.mixer.mix.heads = layer.mixer.mix.sequential
-        found["sequential heads, anew"] = without_cache(backend, model, vocab_size)
-    return found
-
-
-def without_cache(backend: Backend, model: Model, vocab_size: int) -> float:
-    """Tokens/s of such texts, each of the sampled lengths read twice and timed once."""
-    seconds = []
-    for T in range(SAMPLED // 2, NEW_TOKENS, SAMPLED):
-        tokens = drawn(BATCH, T, vocab_size)
-        backend.logits(model, tokens)
-        start = time.perf_counter()
-        backend.logits(model, tokens)
-        seconds.append(time.perf_counter() - start)
-    return BATCH / float(np.mean(seconds))
+    spec = spec_of(arch, layers, width, 4 * TOKENS, vocab_size)
+    return {way: median(rates) for way, rates in written(backend, {arch: spec})[arch].items()}

@@ -38,7 +38,7 @@ from train.settings import Settings
 from train.study.equal import nearest
 
 FULL: dict[str, Any] = {"pairs": [2, 4, 8], "length": 32, "vocab": 32, "parameters": 150_000,
-                        "layers": 2, "width": 64, "steps": 300, "batch": 256, "seeds": 3,
+                        "layers": 2, "width": 64, "steps": 400, "batch": 256, "seeds": 3,
                         "rates": [1e-2, 3e-2]}
 QUICK: dict[str, Any] = {"pairs": [2, 4], "length": 16, "vocab": 32, "parameters": 60_000,
                          "width": 32, "steps": 30, "batch": 32, "seeds": 1, "rates": [1e-2]}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from dataclasses import replace
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -15,7 +17,7 @@ from train import experiments
 from train.experiments import bdh_improvements as experiment
 from train.options import new_settings, new_spec, parser
 from train.settings import Settings
-from train.study import bdh, timing, worker
+from train.study import bdh, timing, worker, writing
 from train.study.claims import reached, table, time_ratio
 from train.study.plan import Plan
 from train.study.setup import Setup
@@ -28,7 +30,8 @@ SETTINGS = Settings(batch_size=2, data="text.txt")
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "SECONDS", 0.0)
-    monkeypatch.setattr(timing, "ROUNDS", (2, 2))
+    for module in (timing, writing):
+        monkeypatch.setattr(module, "ROUNDS", (2, 2))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -71,6 +74,24 @@ def test_measures(backend: str) -> None:
     found = worker.perform({"measure": "train.study.timing:steps", "cases": words,
                             "vocab_size": 64, "backend": backend, "device": "cpu"})
     assert found["tokens"] == {"one": 16, "other": 32} and set(found["seconds"]) == set(words)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_writing_with_heads_in_turn(backend: str) -> None:
+    panel = load_backend(backend, "cpu")
+    spec = spec_type("toeplitz").preset("tiny", block_size=128, n_layer=1)
+    module, lengths = importlib.import_module(f"{backend}_models.toeplitz"), []
+    true = module.Mix.sequential
+
+    def sequential(mix: Any, u: Any, a: Any) -> Any:
+        lengths.append(u.shape[1])
+        return true(mix, u, a)
+
+    with patch.object(module.Mix, "sequential", sequential):
+        found = writing.writing(panel, {"one": (spec, SETTINGS)})["one"]
+    assert set(found["rates"]) == {"cache", "online", writing.ANEW, writing.IN_TURN}
+    assert found["faster"]["low"] > 0
+    assert lengths == [*writing.READ] * (timing.WARM + 2)  # and never when heads are at once
 
 
 def made_up() -> Plan:

@@ -14,6 +14,7 @@ from specs.backend import BACKENDS, load_backend
 from train import experiments, loop
 from train.batches import validation_windows
 from train.data import Corpus
+from train.study import claims
 from train.study.equal import TOLERANCE, equal_setups
 from train.study.faults import planted
 from train.study.figures import Figure, best_rows, ranking, rows
@@ -217,6 +218,20 @@ def test_the_answer_of_toeplitz() -> None:
         "than the spread), mean_proj-raw +0.100, mean_noproj-raw +0.100." in text
     assert "Projections: mean_proj-softplus -0.100, nomean_proj-softplus +0.000 (less than the " \
         "spread), mean_proj-raw -0.200, nomean_proj-raw -0.200." in text
+    assert "Written" not in text
+    middles = {"mean_proj": 2.0, "nomean_proj": 2.2, "mean_noproj": 2.4, "nomean_noproj": 2.1}
+    made.found["writing-measure"] = {"setup": "writing", "kind": "measure", **{
+        f"{name}-softplus": {
+            "rates": {"cache": 300, "online": 1500, "anew": 100, "sequential heads, anew": 50},
+            "faster": {"middle": middle, "low": middle - 0.1, "high": middle + 0.1}}
+        for name, middle in middles.items()}}
+    assert "one after the other: mean_proj 2.00 (1.90–2.10), mean_noproj 2.40 (2.30–2.50), " \
+        "nomean_proj 2.20 (2.10–2.30), nomean_noproj 2.10 (2.00–2.20), differing by more than " \
+        "their quartiles. A cache makes that 3.0 to 3.0 times as fast again." in (said(made))
+    cells = {row[0]: row for row in claims.table(made)}
+    assert cells["the mean, with projections, raw"][1] == "+0.082 nats"
+    assert cells["the mean, with projections, raw"][4].startswith("+0.100")
+    assert cells["writing from a cache and sums kept for later"][-1].startswith("mean_proj 1,500,")
 
 
 def test_a_setup_with_its_own_share() -> None:
