@@ -15,6 +15,7 @@ from bench import growth, scaling
 from bench.exponents import aims, exponent, shown
 from specs import UserError, architectures, init_weights
 from specs.backend import BACKENDS, Backend
+from train.study import writing
 
 SMALLEST = ["--layers", "1", "--width", "64", "--lengths", "8", "16", "32", "--contexts", "64",
             "256", "--tokens", "4", "--rounds", "2", "--fit", "8", "--generation", "1", "64", "64"]
@@ -26,7 +27,8 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run the command, with its processes in this one; which pairs these were asked for."""
     monkeypatch.setattr(growth, "PROBES", (64, 128))
     monkeypatch.setattr(growth, "CALLED", 0)
-    monkeypatch.setattr(growth, "NEW_TOKENS", 16)
+    for name, value in {"TOKENS": 16, "READ": [8], "ROUNDS": (1, 1)}.items():
+        monkeypatch.setattr(writing, name, value)
     monkeypatch.setattr("train.files.flush", lambda _: None)
 
     def run(*options: str) -> list[tuple[str, str]]:
