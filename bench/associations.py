@@ -1,7 +1,7 @@
 """Multi-query associative recall, made on the fly (Arora et al., Zoology, arXiv 2312.04927).
 
-A text of T tokens tells N pairs of a key and a value, all keys different; then keys come again,
-and the value that belongs to each is to be said at once:
+A text of T tokens tells N pairs of a key and a value, all different; then keys come again, and the
+value that belongs to each is to be said at once:
 
     k1 v1 k2 v2 … kN vN  k2 v2 k1 v1 k1 v1 …    targets: v2 at each k2, v1 at each k1, else none
     k1 v1 k2 v2 … kN vN  0 0 k2 0 k1 0 …        `sparse`: v2 at that k2, v1 at that k1, else none
@@ -45,11 +45,11 @@ class Recall:
         """`rows` texts with so many pairs, drawn for this step; targets are −1 but where a key is
         asked for. Row b depends on b alone among the rows."""
         half, rest = self.vocab_size // 2, self.length - 2 * pairs
-        raw = philox(seed, "recall", pairs, step).random_raw(rows * (half - 1 + pairs + rest))
+        raw = philox(seed, "recall", pairs, step).random_raw(rows * (self.vocab_size - 1 + rest))
         raw = raw.reshape(rows, -1)
-        by_key, by_pair, by_place = np.split(raw, [half - 1, half - 1 + pairs], axis=1)
+        by_key, by_value, by_place = np.split(raw, [half - 1, self.vocab_size - 1], axis=1)
         keys = 1 + by_key.argsort(axis=1, kind="stable")[:, :pairs]  # (B, N)
-        values = half + (by_pair % np.uint64(self.vocab_size - half)).astype(np.int64)
+        values = half + by_value.argsort(axis=1, kind="stable")[:, :pairs]
         if self.sparse:
             # The least of exponential waiting times: a draw without replacement by these weights
             waiting = -np.log1p(-((by_place >> np.uint64(11)) * 2.0**-53))

@@ -96,9 +96,10 @@ def main() -> None:
              "optimizer": OPTIMIZER.optimizer, "chip": chip(),
              "version": importlib.metadata.version(args.backend)}
     document = resumed(file, about, "measured", "--out") or {"about": about, "measured": {}}
-    document["models"] = {arch: {"parameters": spec.param_count(), "spec": spec.to_dict()}
-                          for arch in sorted({*args.arch, *document.get("models", {})})
-                          for spec in [model_of(args, arch)]}
+    known = document.setdefault("models", {})
+    for arch in args.arch:
+        spec = model_of(args, arch)
+        known.setdefault(arch, {"parameters": spec.param_count(), "spec": spec.to_dict()})
     fill(document, args, file)
     write_json(file, document)
     lines = [f"{args.parameters:,} parameters within 2 %, {args.steps} steps of {args.batch} texts "

@@ -62,6 +62,8 @@ def found_order(document: dict[str, Any]) -> str:
     said = ", ".join(f"{family} {share:.0%} ({arch})" for family, (arch, share) in best.items())
     by_chance = fmean(1 / pairs for pairs in document["about"]["pairs"])
     ending = f"here: {said}. Who says any of the values told is right in {by_chance:.0%}."
+    if len(shares) < 2:
+        return f"Of the families one was trained {ending}"
     if max(shares) - min(shares) < NEAR:
         return f"The best of the families do not part {ending}"
     kept = all(one >= other - NEAR for one, other in zip(shares, shares[1:], strict=False))

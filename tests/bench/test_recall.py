@@ -27,7 +27,8 @@ def test_who_looks_up_is_always_right(task: Recall, pairs: int) -> None:
     batch = task.batch(seed=0, step=3, pairs=pairs, rows=50)
     for tokens, targets in zip(batch.tokens, batch.targets, strict=True):
         told = dict(zip(tokens[: 2 * pairs : 2], tokens[1 : 2 * pairs : 2], strict=True))
-        assert len(told) == pairs and all(1 <= k < 20 <= v < 40 for k, v in told.items())
+        assert len(told) == len(set(told.values())) == pairs
+        assert all(1 <= k < 20 <= v < 40 for k, v in told.items())
         asked = np.flatnonzero(targets >= 0)
         assert asked.min() >= 2 * pairs
         assert all(told[tokens[t]] == targets[t] for t in asked)
@@ -113,6 +114,9 @@ def test_rates_seeds_and_going_on(call: Any, tmp_path: Path) -> None:
     assert call(*options, "--seeds", "2") == []
     with pytest.raises(UserError, match="made with another seeds"):
         call(*options, "--seeds", "1")
+    call(*options, "--seeds", "2", "--arch", "hyena")
+    page = (tmp_path / "recall.md").read_text()
+    assert "| gpt |" in page and "| hyena |" in page  # what was trained before is still there
 
 
 def test_the_order_of_the_families() -> None:
@@ -125,6 +129,8 @@ def test_the_order_of_the_families() -> None:
         "The order that the literature reports appears here: attention 90% (gpt), recurrent "
         "states 70% (mamba2), long convolutions 71% (hyena). Who says any of the values told is "
         "right in 25%.")
+    alone = {**document, "models": {"gpt": {"rate": 0.01}}}
+    assert "Of the families one was trained here: attention 90% (gpt)." in found_order(alone)
     document["measured"]["mamba2 0.01 0"]["accuracy"]["4"] = 0.95  # type: ignore[index]
     assert "does not appear here" in found_order(document)
     for arch in ("mamba2", "hyena"):
