@@ -144,6 +144,7 @@ def decoding(backend: Backend, args: argparse.Namespace, model: Model, spec: Spe
             continue
         decoder = backend.decoder(model, 1, spec.block_size, kind)
         decoder.load_state(grown(short, long, T))
+        steps(decoder, 1)  # makes its filters
         token, count = steps(decoder.fork([0]), WARM_UP)[-1], args.tokens
         while count * token > args.limit / DECODED_SHARE:
             count //= 2
@@ -157,7 +158,7 @@ def decoding(backend: Backend, args: argparse.Namespace, model: Model, spec: Spe
             share = counts[T] * (number + 1) // TURNS - counts[T] * number // TURNS
             seconds[T] += steps(decoder, share)
     for T, each in seconds.items():
-        more = rare(decoders[T], T, median(each)) if kind == "online" else 0.0
+        more = rare(decoders[T], T, len(each), median(each)) if kind == "online" else 0.0
         figures[str(T)] = {
             "seconds": median(each), "mean": float(np.mean(each)) + more, "largest": max(each),
             "p99": float(np.percentile(each, 99)), "tokens": len(each),
@@ -165,11 +166,11 @@ def decoding(backend: Backend, args: argparse.Namespace, model: Model, spec: Spe
     return {str(T): figures[str(T)] for T in args.contexts}
 
 
-def rare(decoder: Decoder, T: int, usual: float) -> float:
+def rare(decoder: Decoder, T: int, N: int, usual: float) -> float:
     """Seconds a token of what an online convolution does less often than once in the N tokens that
-    were decoded behind T: at each odd multiple of U, a power of two from 2N to T/2. The tokens
+    were timed behind T: at each odd multiple of U, a power of two from 2N to T/2. The tokens
     before one such are read at once."""
-    more, U = 0.0, 2 * (decoder.offset - T)
+    more, U = 0.0, 2 * N
     while U <= T // 2:
         decoder.prefill(drawn(1, T + U - 1 - decoder.offset))
         more += max(0.0, steps(decoder, 1)[0] - usual) / (2 * U)

@@ -143,7 +143,9 @@ def planned(args: argparse.Namespace, folder: Path) -> tuple[Plan, dict[str, Any
         name: value for name, value in vars(args).items()
         if name.startswith(("data", "text", "stream", "tokenizer"))}))
     corpus, tokenizer = prepared(Settings(**given))
-    setups = experiment.setups(args.full, tokenizer.vocab_size)
+    setups = {name: setup for name, setup in experiment.setups(
+        args.full, tokenizer.vocab_size).items()
+        if args.minutes is None or "seq_curriculum" not in setup.settings}  # which goes by steps
     for name in args.only:
         if name not in setups:
             raise UserError(f"{args.experiment} has no setup {name!r}"
@@ -172,6 +174,9 @@ def opened(folder: Path, args: argparse.Namespace, plan: Plan, about: dict[str, 
     if found:
         plan.found.update(found["arms"])
         document["versions"] = found["versions"]
+    elif any(folder.glob("*/config.json")):
+        raise UserError(f"{folder} holds trainings, and no {file.name} that says which: choose "
+                        "another --name, or delete it")
     return document
 
 

@@ -6,6 +6,8 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from tests.train.running import ROOT, train, wait_for_step
 from train import experiment, experiments, metrics
 from train.rundir import RUNS, RunDir
 from train.study import plan as planning
-from train.study import runner, timing, worker
+from train.study import bdh, runner, timing, worker
 from train.study.setup import Setup
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -50,8 +52,15 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         return replace(found, contexts=(4,) if found.contexts else (), setups=lambda full, size: {
             each: tiny(setup) for each, setup in found.setups(full, size).items()})
 
+    @contextmanager
+    def elsewhere(*case: Any) -> Iterator[timing.Work]:
+        backend, spec, settings, make = (*case, timing.stepper)[:4]
+        yield make(backend, spec, settings)
+
     monkeypatch.setattr(experiments, "load", load)
     monkeypatch.setattr(runner.Runner, "ask", perform)
+    for module in (timing, bdh):
+        monkeypatch.setattr(module, "elsewhere", elsewhere)
     monkeypatch.setattr(planning, "HELD_OUT", 64)
     monkeypatch.setattr(timing, "SECONDS", 0.0)
     monkeypatch.setattr(timing, "ROUNDS", (2, 2))
@@ -73,6 +82,7 @@ def test_every_experiment(name: str, backend: str, capsys: pytest.CaptureFixture
                           monkeypatch: pytest.MonkeyPatch) -> None:
     some = {"batch-vs-seqlen": ["--only", "16x64", "2x256"],
             "optimizers": ["--only", "gpt-adamw", "gpt-muon"],
+            "toeplitz": ["--only", "mean_proj-raw", "nomean_proj-raw"],
             "bdh-improvements": ["--only", "plain", "original", "muon"],
             "questions": ["--only", "original", "hyena", "long-plain", "long-fused"]}.get(name, [])
     call = [name, "--backend", backend, "--steps", "2", "--seeds", "1", "--data", "text.txt",
@@ -83,7 +93,7 @@ def test_every_experiment(name: str, backend: str, capsys: pytest.CaptureFixture
     shown = capsys.readouterr()
     found = results(f"{name}-{backend}")
     setups = [row["setup"] for row in found["table"]]
-    sizes = {"architectures": len(architectures()), "mla-long": 4, "toeplitz": 8}
+    sizes = {"architectures": len(architectures()), "mla-long": 4}
     assert len(set(setups)) == (2 if some else sizes.get(name, 3))
     assert len(setups) == len(set(setups)) * (3 if name == "batch-vs-seqlen" else 1)
     for row in found["table"]:
@@ -91,14 +101,15 @@ def test_every_experiment(name: str, backend: str, capsys: pytest.CaptureFixture
         assert 4 < row["loss_tokens"]["middle"] < 8 and row["memory"] > 0
     measures = [arm for arm in found["arms"].values() if arm["kind"] == "measure"]
     both = len(available_backends()) == 2
-    expected = {"bdh-improvements": 6 + both, "questions": 1}.get(name, 0)
-    assert len(measures) == expected
+    expected = {"bdh-improvements": 6 + both, "questions": 2, "optimizers": 1, "toeplitz": 1,
+                "batch-vs-seqlen": 1}
+    assert len(measures) == expected.get(name, 0)
     assert not any("error" in arm for arm in found["arms"].values())
     trainings = sum("loss" in arm for arm in found["arms"].values())
     assert shown.err.count("tokens/s") >= trainings > 0
     assert found["answer"].replace("**", "")[:40] in shown.out
     page = (RUNS / f"{name}-{backend}" / f"{name}.md").read_text(encoding="utf-8")
-    claims = {"bdh-improvements": 7 + both, "questions": 3}.get(name, 0)
+    claims = {"bdh-improvements": 7 + both, "questions": 3, "toeplitz": 3}.get(name, 0)
     assert sum(line.startswith("| ") for line in page.splitlines()) == 2 + len(setups) + claims
     for picture in page.split("](")[1:]:
         assert (RUNS / f"{name}-{backend}" / picture.partition(")")[0]).stat().st_size > 10_000
@@ -111,6 +122,9 @@ def test_every_experiment(name: str, backend: str, capsys: pytest.CaptureFixture
     monkeypatch.setattr(runner.Runner, "ask", never)
     assert experiment.main(call) == 0
     assert results(f"{name}-{backend}") == found
+    (RUNS / f"{name}-{backend}" / "results.json").unlink()
+    with pytest.raises(UserError, match="holds trainings, and no results.json"):
+        experiment.main(call)
 
 
 @pytest.mark.usefixtures("quick")

@@ -35,6 +35,15 @@ def test_a_run_by_the_clock_follows_the_clock() -> None:
     assert learning_rate(settings, 7, elapsed=500) == pytest.approx(0)
 
 
+def test_a_slow_run_by_the_clock_warms_up_in_a_tenth_of_it() -> None:
+    settings = Settings(minutes=2, lr=1.0, min_lr=0.0, schedule="wsd")
+    assert learning_rate(settings, 24, elapsed=1) == pytest.approx(0.5)  # of 50 updates
+    assert learning_rate(settings, 4, elapsed=6) == pytest.approx(0.5)
+    assert learning_rate(settings, 4, elapsed=12) == learning_rate(settings, 60, elapsed=2) == 1
+    told = Settings(minutes=2, lr=1.0, warmup=50)
+    assert learning_rate(told, 4, elapsed=60) == pytest.approx(0.1)
+
+
 def test_curriculum_doubles_over_the_first_half() -> None:
     settings = Settings(steps=80, seq_curriculum=(64, 256))
     lengths = [settings.block_size(step, 512) for step in range(80)]

@@ -19,6 +19,7 @@ from train.study.equal import TOLERANCE, equal_setups
 from train.study.faults import planted
 from train.study.figures import Figure, best_rows, ranking, rows
 from train.study.plan import Arm, Experiment, Plan
+from train.study.report import tables
 from train.study.setup import Setup
 
 SLOW, MIDDLE, FAST = 100.0, 200.0, 400.0
@@ -36,7 +37,8 @@ def plan(choose: bool = True, **options: Any) -> Plan:
 
 def done(made: Plan, arm: Arm, loss: float, rate: float = MIDDLE) -> None:
     made.found[arm.name] = {"setup": arm.setup, "kind": arm.kind, "loss": loss, "accuracy": 0.5,
-                            "updates": arm.length, "rate": rate}
+                            "updates": arm.length, "rate": rate, "training": loss - 0.1,
+                            "tokens": 100 * rate, "curve": [[1, loss + 1], [2, loss]]}
 
 
 def sweep(made: Plan, losses: dict[float, float]) -> list[float]:
@@ -100,6 +102,37 @@ def test_groups_have_a_time_of_their_own() -> None:
                    for name, setup in made.setups.items()}
     tokens_done(made, LOSSES)
     assert [made.timed(name) for name in "abc"] == [50, 200, 50]  # the faster of two
+
+
+def test_equal_time_is_done_again_where_it_has_changed() -> None:
+    made = plan(lrs=(0.1,), seeds=1)
+    tokens_done(made, LOSSES)
+    timed = [arm for arm in made.arms() if arm.kind == "time"]
+    for arm in timed:
+        done(made, arm, 2.0)
+    assert timed and all(map(made.known, timed))
+    for name, figures in made.found.items():
+        if name.startswith("b-") and figures["kind"] == "tokens":
+            figures["rate"] *= 2
+    again = [arm for arm in made.arms() if arm.kind == "time" and not made.known(arm)]
+    assert {arm.setup for arm in again} == {"a"}  # the middle one, b, needs half as long
+    done(made, again[0], 2.0)
+    assert made.known(again[0])
+
+
+def test_a_sweep_in_which_one_failed() -> None:
+    made = plan()
+    for arm, loss in zip(list(made.sweep())[:2], (2.0, 2.5), strict=True):
+        done(made, arm, loss)
+    failed = next(arm for arm in made.sweep() if arm.setup == "a" and arm.name not in made.found)
+    made.found[failed.name] = {"setup": "a", "kind": "sweep", "error": "it was killed"}
+    assert made.shown("a") == [1e-2]
+
+
+def test_nothing_is_said_of_claims_without_their_base() -> None:
+    for name, only in (("questions", "modern"), ("bdh-improvements", "muon")):
+        assert list(tables(made_up(name, {"": 2.0}, lrs=(0.01,), only=(only,)))) == [
+            experiments.load(name).question]
 
 
 def test_by_the_clock() -> None:
@@ -182,16 +215,16 @@ def test_the_answer_of_optimizers() -> None:
     made = made_up("optimizers", {"bdh-muon": 2.0, "gpt-muon": 2.8, "": 2.5}, lrs=(0.01,),
                    only=("bdh-adamw", "bdh-muon", "gpt-adamw", "gpt-muon", "mla-adamw", "mla-muon"))
     text = said(made)
-    assert "With equal steps each seed of the one is below each of the other: Muon for bdh " \
+    assert "With equal steps, who is lower in every seed: Muon for bdh " \
         "(-0.500 nats); AdamW for gpt (+0.300 nats); neither for mla (+0.000 nats)." in text
-    assert "A step of Muon takes more time than one of AdamW: bdh -50%, gpt +0%" in text
+    assert "A step of Muon takes of the time of one of AdamW: bdh 0.50, gpt 1.00, mla 1.00." in text
 
 
 def test_the_answer_of_moe_baseline() -> None:
     made = made_up("moe-baseline", {"moe": 2.0, "dense-active": 2.3, "": 2.005})
     text = said(made)
     assert "The mixture is 0.300 nats below dense-active and trains at 0.50 times" in text
-    assert "0.005 nats below dense-total, less than the spread" in text
+    assert "0.005 nats below dense-total (the seeds overlap) and trains" in text
 
 
 def test_the_answer_of_mla_long() -> None:
@@ -213,11 +246,16 @@ def test_the_answer_of_toeplitz() -> None:
     text = said(made)
     assert "raw: nomean_proj-raw 2.110 < mean_proj-raw 2.210 < nomean_noproj-raw 2.310 < " \
         "mean_noproj-raw 2.410 nats; the original's order" in text
-    assert "softplus 2.010 nats; not the original's order, nomean_proj < mean_proj" in text
-    assert "Dividing by the sum: mean_proj-softplus -0.100, mean_noproj-softplus +0.000 (less " \
-        "than the spread), mean_proj-raw +0.100, mean_noproj-raw +0.100." in text
-    assert "Projections: mean_proj-softplus -0.100, nomean_proj-softplus +0.000 (less than the " \
-        "spread), mean_proj-raw -0.200, nomean_proj-raw -0.200." in text
+    assert "softplus 2.010 nats; not the original's order, nomean_proj < mean_proj < " \
+        "nomean_noproj < mean_noproj, for mean_proj is below nomean_proj." in text
+    assert "Dividing by the sum, nats: mean_proj-softplus -0.100, mean_noproj-softplus +0.000 " \
+        "(the seeds overlap), mean_proj-raw +0.100, mean_noproj-raw +0.100." in text
+    assert "Projections, nats: mean_proj-softplus -0.100, nomean_proj-softplus +0.000 (the seeds " \
+        "overlap), mean_proj-raw -0.200, nomean_proj-raw -0.200." in text
+    assert "What a training step costs: mean_proj 2.00 of nomean_proj, " in text
+    alike = made_up("toeplitz", {"nomean_proj-raw": 2.1, "": 2.2})
+    assert "raw 2.210 nats; the original's order, nomean_proj < mean_proj < nomean_noproj < " \
+        "mean_noproj, where the seeds do not overlap." in said(alike)
     assert "Written" not in text
     middles = {"mean_proj": 2.0, "nomean_proj": 2.2, "mean_noproj": 2.4, "nomean_noproj": 2.1}
     made.found["writing-measure"] = {"setup": "writing", "kind": "measure", **{

@@ -7,19 +7,25 @@ easier to foretell, each is also read with the windows of the others.
 
 from __future__ import annotations
 
-from train.study.figures import best_rows, listed, ranking, rows, spread
-from train.study.plan import Experiment, Plan
+from train.study.figures import Row, best_rows, listed, ranking, rows, spread
+from train.study.plan import Experiment, Kind, Plan
 from train.study.setup import Setup
+from train.study.timing import Measure, steps
 
 LRS = (5e-3, 1e-2, 2e-2)
+SHAPES = {False: ((16, 64), (6, 128), (2, 256)), True: ((64, 256), (24, 512), (8, 1024))}
 
 
 def setups(full: bool, vocab_size: int) -> dict[str, Setup]:
     """By default a quarter of the windows, each a quarter as long, of a model of 1.4M."""
-    shapes = ((64, 256), (24, 512), (8, 1024)) if full else ((16, 64), (6, 128), (2, 256))
     return {f"{rows}x{length}": Setup(
         "moe", {"block_size": length}, {"batch_size": rows, "optimizer": "muon"},
-        "384x6" if full else "demo", LRS) for rows, length in shapes}
+        "384x6" if full else "demo", LRS) for rows, length in SHAPES[full]}
+
+
+MEASURES = {name: Measure(steps, (name, "{}x{}".format(*first)))
+            for first, *others in SHAPES.values() for name in ("{}x{}".format(*each)
+                                                               for each in others)}
 
 
 def answer(plan: Plan) -> str:
@@ -39,12 +45,8 @@ def answer(plan: Plan) -> str:
                           row.read[kind][length].middle)
             said.append(f"Read with windows of {length}: " + listed(
                 [f"{row.setup} {spread(row.read[kind][length])}" for row in read]) + ".")
-        winners = {lr: best_rows([row for row in every if row.lr == lr], kind)[0].setup
-                   for lr in sorted({row.lr for row in every if kind in row.loss})}
-        same = len(set(winners.values())) == 1
-        said.append("It wins at every learning rate." if same else "The winner depends on the "
-                    "learning rate: " + listed([f"{name} at {lr:g}"
-                                                for lr, name in winners.items()]) + ".")
+        if len(best) > 1:
+            said.append(winners(every, kind, max(best[0].read[kind])))
     speeds = {row.setup: row.rate.middle for row in every if row.rate}
     if speeds:
         said.append("Tokens/s in training: " + listed([f"{name} {rate:,.0f}" for name, rate
@@ -52,6 +54,18 @@ def answer(plan: Plan) -> str:
     return " ".join(said)
 
 
+def winners(every: list[Row], kind: Kind, length: int) -> str:
+    """Who is best at each learning rate, all read with windows of this length."""
+    said = []
+    for lr in sorted({row.lr for row in every if kind in row.loss}):
+        first, *others = sorted([row for row in every if row.lr == lr and kind in row.read],
+                                key=lambda row: row.read[kind][length].middle)
+        sure = all(first.read[kind][length].below(row.read[kind][length]) for row in others)
+        said.append(f"{first.setup} at {lr:g}{'' if sure else ' (the seeds overlap)'}")
+    return f"With windows of {length} the best at each learning rate: {listed(said)}."
+
+
 EXPERIMENT = Experiment(
     question="What is better to fill the memory with, a large batch or long sequences?",
-    setups=setups, answer=answer, steps=(100, 1000), minutes=45, choose=False)
+    setups=setups, answer=answer, steps=(100, 1000), minutes=45, choose=False,
+    measures=MEASURES)

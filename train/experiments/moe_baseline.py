@@ -23,7 +23,7 @@ def setups(full: bool, vocab_size: int) -> dict[str, Setup]:
     preset, block = ("384x6", 512) if full else ("demo", 128)
     settings: dict[str, Any] = {"batch_size": 8, "micro_batch": 2, "optimizer": "muon"}
     if full:
-        settings |= {"batch_size": 96, "micro_batch": 24, "dtype": "bfloat16"}
+        settings |= {"batch_size": 96, "micro_batch": 24, "dtype": "bfloat16", "eval_every": 500}
     mixture = Setup("moe", {"block_size": block}, settings, preset, (LR,))
     spec = mixture.spec(vocab_size)
     return {"moe": mixture, "dense-active": dense(mixture, spec, spec.active_param_count()),
@@ -49,7 +49,8 @@ def answer(plan: Plan) -> str:
                 "clock": f"After {plan.minutes or 0:g} minutes"}[kind]
         known = [f"{name} {spread(row.loss[kind])}" for name, row in found.items()
                  if kind in row.loss]
-        said.append(f"{when}: {', '.join(known)} nats a token.")
+        if known:
+            said.append(f"{when}: {', '.join(known)} nats a token.")
         if "moe" in found and kind in found["moe"].loss:
             said += [versus(found["moe"], row, kind) for name, row in found.items()
                      if name != "moe" and kind in row.loss]
@@ -63,7 +64,7 @@ def versus(mixture: Row, row: Row, kind: Any) -> str:
              if mixture.rate and row.rate else "")
     return (f"The mixture is {abs(mine.middle - other.middle):.3f} nats "
             f"{'below' if mine.middle < other.middle else 'above'} {row.setup}"
-            f"{'' if sure else ', less than the spread'}{speed}.")
+            f"{'' if sure else ' (the seeds overlap)'}{speed}.")
 
 
 EXPERIMENT = Experiment(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from specs import architectures as every_architecture
 from train.experiments import architectures
+from train.study.claims import time_ratio
 from train.study.figures import Row, listed, rows
 from train.study.plan import Experiment, Kind, Plan
 from train.study.setup import Setup
+from train.study.timing import Measure, steps
 
 RATES = {"adamw": (1e-3, 3e-3, 1e-2), "muon": (5e-3, 1.5e-2, 4.5e-2)}
 
@@ -44,15 +47,17 @@ def answer(plan: Plan) -> str:
     for kind, when in (("tokens", "With equal steps"), ("time", "In equal time"),
                        ("clock", f"In {plan.minutes or 0:g} minutes")):
         if kind in plan.kinds and (found := verdicts(plan, kind)):  # type: ignore[arg-type]
-            said.append(f"{when} each seed of the one is below each of the other: {found}.")
-    slower = [f"{name} {adamw.rate.middle / muon.rate.middle - 1:+.0%}"
-              for name, adamw, muon in pairs(plan) if adamw.rate and muon.rate]
-    rates = [f"{name} {adamw.lr:g} and {muon.lr:g}" for name, adamw, muon in pairs(plan)]
-    said.append(f"A step of Muon takes more time than one of AdamW: {listed(slower)}. Learning "
-                f"rates, chosen by the sweep, of AdamW and Muon: {listed(rates)}.")
+            said.append(f"{when}, who is lower in every seed: {found}.")
+    if ratios := [f"{name} {ratio.middle:.2f}" for name, _, _ in pairs(plan)
+                  if (ratio := time_ratio(plan, f"{name}-muon", f"{name}-adamw"))]:
+        said.append(f"A step of Muon takes of the time of one of AdamW: {listed(ratios)}.")
+    if rates := [f"{name} {adamw.lr:g} and {muon.lr:g}" for name, adamw, muon in pairs(plan)]:
+        said.append(f"Learning rates of AdamW and Muon: {listed(rates)}.")
     return " ".join(said)
 
 
 EXPERIMENT = Experiment(
     question="AdamW or Muon, at equal steps and in equal time?",
-    setups=setups, answer=answer, steps=(200, 10_000), minutes=90)
+    setups=setups, answer=answer, steps=(200, 10_000), minutes=90,
+    measures={name: Measure(steps, (f"{name}-muon", f"{name}-adamw"))
+              for name in every_architecture()})

@@ -69,7 +69,10 @@ def setups(full: bool, vocab_size: int) -> dict[str, Setup]:
                                        for name, value in way.items()})}
 
 
-MEASURES = {name: Measure(steps, (f"long-{name}", "long-plain")) for name in (*WAYS, "together")}
+MEASURES = {
+    **{name: Measure(steps, (f"long-{name}", "long-plain")) for name in (*WAYS, "together")},
+    **{name: Measure(steps, (name, "original"))
+       for name in (*OPTIONS, "modern", "muon", "modern-muon", *WITHOUT, "short", "long")}}
 CLAIMS = (
     *(Claim(item, says, name, "original") for name, item, says in (
         ("rmsnorm", "RMSNorm", "norms 10–15 % faster"), ("rope", "RoPE", "better positions"),

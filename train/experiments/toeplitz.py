@@ -10,14 +10,15 @@ once or in turn; ours by models as initialised, for speed does not depend on the
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import combinations
 from typing import Any
 
 from specs.online import KINDS
-from train.study.claims import Claim
+from train.study.claims import Claim, time_ratio
 from train.study.figures import Row, best_rows, listed, ranking, rows
 from train.study.plan import Experiment, Kind, Plan
 from train.study.setup import Setup
-from train.study.timing import Figures, Measure
+from train.study.timing import Figures, Measure, steps
 from train.study.writing import ANEW, IN_TURN, writing
 
 ORIGINAL = {"nomean_proj": 2.1107, "mean_proj": 2.1927, "nomean_noproj": 2.2048,
@@ -71,14 +72,17 @@ def answer(plan: Plan) -> str:
     every, kind, said = rows(plan), plan.kinds[0], []
     for kernel in KERNELS:
         mine = [row for row in every if row.setup.endswith(f"-{kernel}")]
-        order = [row.setup.partition("-")[0] for row in best_rows(mine, kind)]
-        if len(order) == len(VARIANTS):
-            same = "the original's order" if order == list(ORIGINAL) else (
-                f"not the original's order, {' < '.join(ORIGINAL)}")
-            said.append(f"Kernels that are {kernel}: {ranking(mine, kind)} nats; {same}.")
+        if len(best_rows(mine, kind)) == len(VARIANTS):
+            said.append(f"Kernels that are {kernel}: {ranking(mine, kind)} nats; "
+                        f"{order_of(mine, kind)}.")
     found = {row.setup: row for row in every}
-    said.append("Dividing by the sum: " + effects(found, kind, "mean", "nomean") + ".")
-    said.append("Projections: " + effects(found, kind, "_proj", "_noproj") + ".")
+    for what, with_it, without in (("Dividing by the sum", "mean", "nomean"),
+                                   ("Projections", "_proj", "_noproj")):
+        if words := effects(found, kind, with_it, without):
+            said.append(f"{what}, nats: {listed(words)}.")
+    if costs := [f"{one} {ratio.middle:.2f} of {other}" for one, other in EFFECTS.values()
+                 if (ratio := time_ratio(plan, f"{one}-softplus", f"{other}-softplus"))]:
+        said.append(f"What a training step costs: {listed(costs)}.")
     if wrote := measured(plan):
         faster = {name: each["faster"] for name, each in wrote.items()}
         kept = [each["rates"][KINDS[0]] / each["rates"][ANEW] for each in wrote.values()]
@@ -93,19 +97,34 @@ def answer(plan: Plan) -> str:
     return " ".join(said)
 
 
-def effects(found: dict[str, Row], kind: Kind, with_it: str, without: str) -> str:
+def order_of(mine: list[Row], kind: Kind) -> str:
+    """Whether the losses of one kernel are in the original's order."""
+    loss = {row.setup.partition("-")[0]: row.loss[kind] for row in mine}
+    pairs = list(combinations(ORIGINAL, 2))
+    if all(loss[one].below(loss[other]) for one, other in pairs):
+        return "the original's order"
+    if against := [f"{other} is below {one}" for one, other in pairs
+                   if loss[other].below(loss[one])]:
+        return f"not the original's order, {' < '.join(ORIGINAL)}, for {listed(against)}"
+    return f"the original's order, {' < '.join(ORIGINAL)}, where the seeds do not overlap"
+
+
+def effects(found: dict[str, Row], kind: Kind, with_it: str, without: str) -> list[str]:
     """What it does to the loss in each pair of setups that differ by nothing else."""
     words = []
     for name, row in found.items():
         other = found.get(name.replace(without, with_it)) if without in name else None
         if other and kind in row.loss and kind in other.loss:
             one, two = other.loss[kind], row.loss[kind]
-            sure = "" if one.below(two) or two.below(one) else " (less than the spread)"
+            sure = "" if one.below(two) or two.below(one) else " (the seeds overlap)"
             words.append(f"{name.replace(without, with_it)} {one.middle - two.middle:+.3f}{sure}")
-    return listed(words)
+    return words
 
 
 EXPERIMENT = Experiment(
     question="Toeplitz mixers: does the mean help, do the projections, and what do they cost?",
     setups=setups, answer=answer, steps=(200, 20_000), minutes=45, contexts=(64,),
-    measures={"writing": Measure(writing, tuple(WRITERS))}, claims=CLAIMS)
+    measures={**{f"{one}-{other}-{kernel}": Measure(steps, (f"{one}-{kernel}", f"{other}-{kernel}"))
+                 for kernel in KERNELS for one, other in EFFECTS.values()},
+              "writing": Measure(writing, tuple(WRITERS))},
+    claims=CLAIMS)

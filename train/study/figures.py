@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import mean, median
 from typing import Any
 
@@ -25,14 +25,18 @@ class Figure:
 
 @dataclass(frozen=True)
 class Row:
-    """What a setup showed at one learning rate: by kind of training its held-out loss in nats, its
-    accuracy, its updates; and held-out loss by the length of the windows read."""
+    """What a setup showed at one learning rate: by kind of training its held-out loss in nats, at
+    the end and at its lowest, its training loss, its accuracy, its updates and seconds; and its
+    held-out loss by the length of the windows read."""
 
     setup: str
     lr: float
     loss: dict[Kind, Figure] = field(default_factory=dict)
+    lowest: dict[Kind, Figure] = field(default_factory=dict)
+    training: dict[Kind, Figure] = field(default_factory=dict)
     accuracy: dict[Kind, Figure] = field(default_factory=dict)
     updates: dict[Kind, Figure] = field(default_factory=dict)
+    seconds: dict[Kind, Figure] = field(default_factory=dict)
     read: dict[Kind, dict[int, Figure]] = field(default_factory=dict)
     rate: Figure | None = None
     failed: tuple[str, ...] = ()
@@ -55,18 +59,19 @@ def row(plan: Plan, name: str, lr: float) -> Row:
         every = [plan.found[arm.name] for seed in range(plan.seeds)
                  if (arm := plan.arm(name, kind, lr, seed)).name in plan.found]
         failed += [figures["error"] for figures in every if "error" in figures]
-        ended = [figures for figures in every if "error" not in figures]
+        ended = [{**figures} for figures in every if "error" not in figures]
         rates += [figures["rate"] for figures in ended]
-        for key, place in (("loss", found.loss), ("accuracy", found.accuracy),
-                           ("updates", found.updates)):
+        for figures in ended:
+            figures |= {"lowest": min(loss for _, loss in figures["curve"]),
+                        "seconds": figures["tokens"] / figures["rate"]}
+        for key in ("loss", "lowest", "training", "accuracy", "updates", "seconds"):
             if (made := figure([figures[key] for figures in ended], mean)) is not None:
-                place[kind] = made
+                getattr(found, key)[kind] = made
         found.read[kind] = {
             int(length): made for length in dict.fromkeys(
                 length for figures in ended for length in figures.get("read", {}))
             if (made := figure([figures["read"][length] for figures in ended], mean))}
-    return Row(name, lr, found.loss, found.accuracy, found.updates, found.read,
-               figure(rates, median), tuple(dict.fromkeys(failed)))
+    return replace(found, rate=figure(rates, median), failed=tuple(dict.fromkeys(failed)))
 
 
 def best_rows(every: list[Row], kind: Kind) -> list[Row]:

@@ -33,8 +33,10 @@ def draw(plan: Plan, runs: Path, folder: Path) -> list[Path]:
     import matplotlib
 
     matplotlib.use("agg")
-    drawn = [overview(plan, folder / "overview.png")]
     every = rows(plan)
+    drawn = [overview(plan, folder / "overview.png")]
+    if best_rows(every, plan.kinds[0]):
+        drawn.append(quality(plan, every, folder / "quality.png"))
     for kind in plan.kinds:
         if plan.experiment.choose:
             drawn.append(curves(plan, runs, kind, every, folder / f"curves-{kind}.png"))
@@ -113,6 +115,33 @@ def overview(plan: Plan, file: Path) -> Path:
     return save(figure, file)
 
 
+def quality(plan: Plan, every: list[Row], file: Path) -> Path:
+    """Loss against the speed of training and of decoding; what is lower and further right of
+    something is better in both."""
+    from matplotlib import pyplot as plt
+
+    kind, colour = plan.kinds[0], colours(plan)
+    best, speeds = {row.setup: row for row in best_rows(every, kind)}, {
+        heading: figures for heading, figures in panels(plan, every)
+        if heading.endswith("tokens/s")}
+    figure, axes = plt.subplots(1, len(speeds), figsize=(1 + 5 * len(speeds), 4.5), sharey=True,
+                                squeeze=False, layout="constrained")
+    for axis, (heading, figures) in zip(axes[0], speeds.items(), strict=True):
+        for name, row in best.items():
+            if name in figures:
+                loss = row.loss[kind]
+                axis.errorbar(figures[name].middle, loss.middle, fmt="o", color=colour[name],
+                              yerr=[[loss.middle - loss.low], [loss.high - loss.middle]], capsize=3)
+                axis.annotate(name, (figures[name].middle, loss.middle), (5, 4), fontsize=8,
+                              textcoords="offset points")
+        axis.set_xlabel(heading.replace("\n", " ") + " →")
+        axis.margins(x=0.2)
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel(f"held-out loss, {TITLES[kind]}, nats ←")
+    figure.suptitle("Quality against speed: down and to the right is better", fontsize=10)
+    return save(figure, file)
+
+
 def curves(plan: Plan, runs: Path, kind: Kind, every: list[Row], file: Path) -> Path:
     """Training and held-out loss, accuracy and throughput over tokens, or over seconds where time
     is equal, of every seed."""
@@ -124,8 +153,8 @@ def curves(plan: Plan, runs: Path, kind: Kind, every: list[Row], file: Path) -> 
         for row in every:
             for seed in range(plan.seeds):
                 arm = plan.arm(row.setup, kind, row.lr, seed)
-                xs, ys = points(metrics.read(runs / arm.name / "metrics.jsonl"), key,
-                                kind == "tokens")
+                rate = 1.0 if kind == "tokens" else plan.found.get(arm.name, {}).get("rate", 1.0)
+                xs, ys = points(metrics.read(runs / arm.name / "metrics.jsonl"), key, rate)
                 if xs:
                     name = None if (key, row.setup) in labelled else f"{row.setup}, {row.lr:g}"
                     labelled.add((key, row.setup))
@@ -141,15 +170,15 @@ def curves(plan: Plan, runs: Path, kind: Kind, every: list[Row], file: Path) -> 
     return save(figure, file)
 
 
-def points(found: list[dict[str, Any]], key: str, by_tokens: bool) -> tuple[list[float], list[Any]]:
-    """(tokens or seconds of training, values): what a pause took is no part of it."""
+def points(found: list[dict[str, Any]], key: str, rate: float) -> tuple[list[float], list[Any]]:
+    """(tokens over `rate`, values)."""
     steps, values = series(found, key)
     trained = [row for row in found if row.get("tokens")]
     if not trained or not steps:
         return [], []
     seen = np.interp(steps, [0, *(row["step"] for row in trained)],
                      [0, *(row["tokens"] for row in trained)])
-    return list(seen if by_tokens else seen / metrics.rate(found)), values
+    return list(seen / rate), values
 
 
 def save(figure: Any, file: Path) -> Path:

@@ -167,6 +167,13 @@ class Plan:
                 break
         return rates
 
+    def known(self, arm: Arm) -> bool:
+        """Whether it need not be done. What equal time is may have changed since it was: with more
+        seeds, or a training that failed at first."""
+        figures = self.found.get(arm.name)
+        return figures is not None and (arm.kind != "time" or abs(
+            figures.get("updates", arm.length) / arm.length - 1) < NEAR)
+
     def best(self, name: str, rates: list[float]) -> float | None:
         """The learning rate whose sweep ended lowest; None before all are known, or if all fail."""
         losses = {lr: loss for lr in rates if (loss := self.loss(self.swept(name, lr))) is not None}
@@ -181,9 +188,9 @@ class Plan:
         return [self.best(name, rates) or rates[len(rates) // 2]]
 
     def loss(self, arm: Arm) -> float | None:
-        """Held-out nats at the end; infinite where it diverged, None where it is not known."""
+        """Held-out nats at the end; infinite where it failed, None where it is not known."""
         figures = self.found.get(arm.name, {})
-        return inf if figures.get("error") == "diverged" else figures.get("loss")
+        return inf if "error" in figures else figures.get("loss")
 
     def arm(self, name: str, kind: Kind, lr: float, seed: int) -> Arm:
         """The training of this kind; that of equal tokens where equal time is the same."""
@@ -212,9 +219,11 @@ class Plan:
         return self.setups[name].updates(budget * self.speed(name))
 
     def speed(self, name: str) -> float:
-        """Tokens/s: beside the first setup where a measure has both, for trainings that follow one
-        another see the machine at different times; the median of trainings; or by FLOPs."""
-        first = next(iter(self.setups))
+        """Tokens/s: beside the first setup of the group where a measure has both, for trainings
+        that follow one another see the machine at different times; the median of trainings; or by
+        FLOPs."""
+        first = next(other for other, setup in self.setups.items()
+                     if setup.group == self.setups[name].group)
         if beside := self.beside(name, first):
             return beside["middle"] * self.speed(first)
         rates = [figures["rate"] for figures in self.ended(name, ("tokens", "clock"))]

@@ -30,7 +30,12 @@ def table(plan: Plan) -> list[list[str]]:
         for length in dict.fromkeys(length for row in every for length in row.read.get(kind, {})):
             found.append([f"loss in windows of {length}, {title}",
                           *(spread(row.read.get(kind, {}).get(length)) for row in every)])
-    found.append(["training, tokens/s", *(spread(row.rate, ",.0f") for row in every)])
+    first = plan.kinds[0]
+    found += [[f"training loss, {TITLES[first]}", *(spread(row.training.get(first))
+                                                    for row in every)],
+              [f"seconds, {TITLES[first]}", *(spread(row.seconds.get(first), ",.0f")
+                                              for row in every)],
+              ["training, tokens/s", *(spread(row.rate, ",.0f") for row in every)]]
     probes = [probed(plan, row.setup) for row in every]
     found.append(["memory, MB", *(number(probe.get("memory"), 1e6) for probe in probes)])
     for context in map(str, plan.experiment.contexts):
@@ -39,6 +44,25 @@ def table(plan: Plan) -> list[list[str]]:
     found.append(["failed", *("; ".join(row.failed) for row in every)])
     said = [column for column in found if any(column[1:])]
     return [list(cells) for cells in zip(*said, strict=True)]
+
+
+def tables(plan: Plan) -> dict[str, list[list[str]]]:
+    """Those of which something is known, by title."""
+    made = {plan.experiment.question: table(plan) if rows(plan) else [],
+            "What is claimed, and what was measured (×, loss: beside the same without)":
+            claims.table(plan)}
+    return {title: lines for title, lines in made.items() if lines}
+
+
+def trained(plan: Plan) -> str:
+    """How long, and how often."""
+    seeds = f"{plan.seeds} seed{'s' * (plan.seeds > 1)}"
+    if plan.minutes is not None:
+        return f"{plan.minutes:g} minutes a training{shares(plan)}, {seeds}"
+    groups = any(setup.group for setup in plan.setups.values())
+    equal_time = (f"; equal time is that of the {'faster' if groups else 'middle'} one's training "
+                  f"at equal tokens{', in each pair' * groups}" if plan.experiment.timed else "")
+    return f"{plan.tokens:,} tokens a training at equal tokens{shares(plan)}, {seeds}{equal_time}"
 
 
 def shares(plan: Plan) -> str:
@@ -60,15 +84,12 @@ def number(value: float | None, unit: float = 1) -> str:
 
 def on_terminal(plan: Plan, answer: str, console: Console) -> None:
     """The table, then the answer."""
-    made = [(plan.experiment.question, table(plan))] if rows(plan) else []
-    if plan.experiment.claims:
-        made.append(("What is claimed, and what was measured (×, loss: beside the same without)",
-                     claims.table(plan)))
-    for title, (headings, *body) in made:
+    for title, (headings, *body) in tables(plan).items():
         shown = Table(title=title, title_justify="left")
         for heading in headings:
             words = heading in ("", "item", "claimed", "besides")
-            shown.add_column(heading, overflow="fold", justify="left" if words else "right")
+            shown.add_column(heading, overflow="fold", no_wrap=not heading,
+                             justify="left" if words else "right")
         for row in body:
             shown.add_row(*row)
         console.print(shown)
@@ -78,16 +99,12 @@ def on_terminal(plan: Plan, answer: str, console: Console) -> None:
 def page(plan: Plan, document: dict[str, Any], answer: str, pictures: list[str]) -> str:
     """All of it as markdown."""
     about = document["about"]
-    tables = [*([table(plan)] if rows(plan) else []),
-              *([claims.table(plan)] if plan.experiment.claims else [])]
     lines = [f"# {plan.experiment.question}", "",
-             f"Made by `{document['command']}`: {plan.tokens:,} tokens a training at equal "
-             f"tokens{shares(plan)}, {plan.seeds} seeds; losses are held-out nats a token at the "
-             "end of a training, means with the lowest and highest; equal time is that of the "
-             "middle one's training at equal tokens. "
+             f"Made by `{document['command']}`: {trained(plan)}. Losses are held-out nats a token "
+             "at the end of a training, means with the lowest and highest. "
              f"{about['corpus']}. {document['chip']}; "
              + ", ".join(f"{key} {value}" for key, value in document["versions"].items()) + ".", "",
-             *(line for headings, *body in tables for line in (
+             *(line for headings, *body in tables(plan).values() for line in (
                  *(f"| {' | '.join(row)} |" for row in [headings, ["---"] * len(headings), *body]),
                  "")),
              answer, "", *(f"![{picture}]({picture})" for picture in pictures), ""]
@@ -102,12 +119,13 @@ def machine_rows(plan: Plan) -> list[dict[str, Any]]:
     return [{"setup": row.setup, "lr": row.lr,
              "parameters": plan.specs[row.setup].param_count(),
              "active_parameters": plan.specs[row.setup].active_param_count(),
-             **{f"loss_{kind}": plain(found) for kind, found in row.loss.items()},
-             **{f"accuracy_{kind}": plain(found) for kind, found in row.accuracy.items()},
-             **{f"updates_{kind}": plain(found) for kind, found in row.updates.items()},
+             **{f"{name}_{kind}": plain(found) for name in (
+                 "loss", "lowest", "training", "accuracy", "updates", "seconds")
+                for kind, found in getattr(row, name).items()},
              **{f"loss_{kind}_{length}": plain(found) for kind, lengths in row.read.items()
                 for length, found in lengths.items()},
-             "tokens_per_s": plain(row.rate),
+             "tokens_per_s": plain(row.rate), "windows_per_s": row.rate and (
+                 row.rate.middle / plan.specs[row.setup].block_size),
              **{name: value for name, value in probed(plan, row.setup).items()
                 if name in ("memory", "decoding")},
              "failed": list(row.failed)} for row in rows(plan)]

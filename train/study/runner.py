@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from specs import UserError
 from train import metrics
-from train.files import write_json
+from train.files import remove_folder, write_json
 from train.numerals import duration
 from train.rundir import RUNS
 from train.study.plan import Arm, Plan
@@ -70,8 +70,10 @@ class Runner:
         columns = (BarColumn(bar_width=18), MofNCompleteColumn(), TextColumn("{task.description}"))
         with Progress(*columns, console=Console(stderr=True)) as progress:
             self.progress, self.bar = progress, progress.add_task("")
-            while arm := next((arm for arm in self.plan.arms()
-                               if arm.name not in self.plan.found), None):
+            while arm := next((arm for arm in self.plan.arms() if not self.plan.known(arm)), None):
+                old = RUNS / self.group / arm.name
+                if arm.name in self.plan.found and old.exists():
+                    remove_folder(old)
                 self.show(arm)
                 start = time.monotonic()
                 figures = self.ask(arm)
@@ -82,12 +84,12 @@ class Runner:
     def left(self) -> str:
         """How long all that is not done will take."""
         seconds = sum(self.plan.seconds(arm) for arm in self.plan.arms()
-                      if arm.name not in self.plan.found)
+                      if not self.plan.known(arm))
         return duration(seconds)
 
     def show(self, arm: Arm | None, place: str = "") -> None:
         arms = list(self.plan.arms())
-        done = sum(arm.name in self.plan.found for arm in arms)
+        done = sum(map(self.plan.known, arms))
         text = f"{arm.name}{place}  ETA {self.left()}" if arm else "done"
         self.progress.update(self.bar, total=len(arms), completed=done, description=text)
 
@@ -105,7 +107,7 @@ class Runner:
             text = (f"{figures['updates']} steps, {figures['loss']:.4f} nats, "
                     f"{figures['rate']:,.0f} tokens/s")
         arms = list(self.plan.arms())
-        done = sum(arm.name in self.plan.found for arm in arms)
+        done = sum(map(self.plan.known, arms))
         self.progress.console.print(
             f"{done}/{len(arms)} {arm.name}: {text}, {duration(seconds)}  ETA {self.left()}",
             highlight=False, soft_wrap=True, markup=False)
@@ -178,8 +180,9 @@ class Runner:
     def watch(self, arm: Arm, task: dict[str, Any]) -> None:
         """Where a training is, on a terminal."""
         if self.progress.console.is_terminal and task["name"]:
-            rows = metrics.read(RUNS / task["name"] / "metrics.jsonl")
-            place = f" step {rows[-1]['step']}" if rows else ""
+            rows = [row for row in metrics.read(RUNS / task["name"] / "metrics.jsonl")
+                    if row.get("tokens_per_s")]
+            place = f" step {rows[-1]['step']} {rows[-1]['tokens_per_s']:,.0f} tok/s" if rows else ""
             self.show(arm, place)
 
 
