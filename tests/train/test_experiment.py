@@ -20,8 +20,8 @@ from specs.backend import BACKENDS, available_backends, load_backend
 from tests.train.running import ROOT, train, wait_for_step
 from train import experiment, experiments, metrics
 from train.rundir import RUNS, RunDir
-from train.study import plan as planning
 from train.study import bdh, runner, timing, worker
+from train.study import plan as planning
 from train.study.setup import Setup
 
 pytestmark = pytest.mark.usefixtures("here")

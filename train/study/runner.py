@@ -182,8 +182,8 @@ class Runner:
         if self.progress.console.is_terminal and task["name"]:
             rows = [row for row in metrics.read(RUNS / task["name"] / "metrics.jsonl")
                     if row.get("tokens_per_s")]
-            place = f" step {rows[-1]['step']} {rows[-1]['tokens_per_s']:,.0f} tok/s" if rows else ""
-            self.show(arm, place)
+            places = [f" step {row['step']} {row['tokens_per_s']:,.0f} tok/s" for row in rows[-1:]]
+            self.show(arm, "".join(places))
 
 
 def brief(figures: dict[str, Any], name: str = "") -> list[str]:
