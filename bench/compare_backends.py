@@ -26,7 +26,7 @@ from rich.table import Table
 
 from bench.again import RESULTS
 from specs import Spec, UserError, architectures, main_exit, spec_type
-from specs.backend import available_backends
+from specs.backend import available_backends, device_of
 from specs.machine import chip
 from train.files import write_json
 from train.study.probe import DECODED
@@ -46,7 +46,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--contexts", type=int, nargs="+", default=[64, 512, 4096], metavar="T",
                       help="lengths at which decoding is timed (64 512 4096)")
     made.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
-    made.add_argument("--device", help="cpu, gpu (MLX), cuda, mps (PyTorch)")
+    made.add_argument("--device", nargs="+", default=[], metavar="NAME", help="cpu, gpu (MLX), "
+                      "cuda, mps (PyTorch): each backend takes the first of these that it knows")
     made.add_argument("--rounds", type=int, default=3)
     made.add_argument("--quick", action="store_true", help="one short round of everything")
     return made
@@ -66,11 +67,12 @@ def main() -> None:
         contexts = [length for length in args.contexts if length <= most]
         task = {"arch": arch, "spec": spec.to_dict(), "batch": args.batch, "seq": spec.block_size,
                 "contexts": contexts[:2] if args.quick else contexts,
-                "dtype": args.dtype, "device": args.device, "seconds": 0.3 if args.quick else 2.0}
+                "dtype": args.dtype, "seconds": 0.3 if args.quick else 2.0}
         found: Rounds = {backend: [] for backend in available_backends()}
         order = [backend for _ in range(rounds) for backend in found]
         for backend in track(order, f"{arch} {args.preset}", console=CONSOLE, transient=True):
-            found[backend].append(run_worker({**task, "backend": backend}))
+            found[backend].append(run_worker({
+                **task, "backend": backend, "device": device_of(backend, args.device)}))
         document = summary(spec, args.preset, task, found)
         documents.append(document)
         show(document)
@@ -93,39 +95,48 @@ def run_worker(task: dict[str, Any]) -> dict[str, Any]:
 
 def summary(spec: Spec, preset: str, task: dict[str, Any], found: Rounds) -> dict[str, Any]:
     """Medians, spreads and fractions of the bound, as one JSON document."""
-    every = [result for results in found.values() for result in results]
-    matmul = max(result["matmul"] for result in every)
-    bandwidth = max(result["bandwidth"] for result in every)
     T = task["seq"]
     forward = spec.flops_per_token(T) * T
-    bounds = {"train": 3 * forward * task["batch"] / matmul,
-              "forward": forward * task["batch"] / matmul, "prefill": forward / matmul}
-    bounds |= {f"decode {length}": spec.decode_traffic(length) / bandwidth
-               for length in task["contexts"]}
+    needs = {"train": 3 * forward * task["batch"], "forward": forward * task["batch"],
+             "prefill": forward}
+    needs |= {f"decode {length}": spec.decode_traffic(length) for length in task["contexts"]}
+    rates = {backend: best_rates(found, backend) for backend in found}
     tokens = {"train": T * task["batch"], "forward": T * task["batch"], "prefill": T}
     figures: dict[str, dict[str, Any]] = {}
-    for name, bound in bounds.items():
+    for name, need in needs.items():
         figures[name] = {}
         for backend, results in found.items():
             seconds = [result["seconds"][name] for result in results]
             middle = median(seconds)
+            bound = need / rates[backend]["bandwidth" if "decode" in name else "matmul"]
             figures[name][backend] = {
                 "seconds": seconds, "median": middle, "fraction_of_bound": bound / middle,
                 "tokens_per_s": tokens.get(name, 1) / middle,
                 "spread": (max(seconds) - min(seconds)) / middle}
     return {"arch": spec.arch, "preset": preset, "parameters": spec.param_count(), **task,
-            "matmul_flops": matmul, "bandwidth": bandwidth, "figures": figures,
+            "rates": rates, "figures": figures,
             "memory": {name: max(r["memory"] for r in results) for name, results in found.items()},
             "versions": {name: results[0]["versions"] for name, results in found.items()}}
+
+
+def best_rates(found: Rounds, backend: str) -> dict[str, float]:
+    """FLOP/s and bytes/s of the device that this backend is on, by whichever measured most."""
+    device = found[backend][0]["versions"]["device"]
+    same = [result for results in found.values() for result in results
+            if result["versions"]["device"] == device]
+    return {name: max(result[name] for result in same) for name in ("matmul", "bandwidth")}
 
 
 def show(document: dict[str, Any]) -> None:
     backends = list(document["versions"])
     CONSOLE.print(
         f"\n[bold]{document['arch']} {document['preset']}[/bold]: {document['parameters']:,} "
-        f"parameters, {document['dtype']}, {document['batch']} × {document['seq']} tokens\n"
-        f"this machine: {document['matmul_flops'] / 1e9:,.0f} GFLOP/s in matrix products, "
-        f"{document['bandwidth'] / 1e9:.1f} GB/s")
+        f"parameters, {document['dtype']}, {document['batch']} × {document['seq']} tokens")
+    for backend, versions in document["versions"].items():
+        rates = document["rates"][backend]
+        CONSOLE.print(f"{backend} {versions[backend]} on {versions['device']}, {versions['chip']}: "
+                      f"{rates['matmul'] / 1e9:,.0f} GFLOP/s in matrix products, "
+                      f"{rates['bandwidth'] / 1e9:.1f} GB/s")
     table = Table("", box=None)
     for backend in backends:
         for title in (f"{backend} tok/s", "±", "of bound"):

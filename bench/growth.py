@@ -18,7 +18,16 @@ import numpy as np
 
 from bench.trial import held
 from specs import Spec, init_weights, spec_type
-from specs.backend import Arrays, Backend, Batch, Decoder, Model, OptimizerSettings, load_backend
+from specs.backend import (
+    Arrays,
+    Backend,
+    Batch,
+    Decoder,
+    Model,
+    OptimizerSettings,
+    device_of,
+    load_backend,
+)
 from train.study.writing import TOKENS, written
 
 # A size near that of the others, where the defaults are of another.
@@ -42,7 +51,7 @@ def spec_of(arch: str, layers: int, width: int, block_size: int, vocab_size: int
 
 def measure(args: argparse.Namespace, arch: str, name: str) -> dict[str, Any]:
     """All figures of one architecture on one backend."""
-    backend = load_backend(name, args.device)
+    backend = load_backend(name, device_of(name, args.device))
     found: dict[str, Any] = {kind: over_lengths(backend, args, arch, kind) for kind in WORKS}
     found["decode"] = over_contexts(backend, args, arch)
     found["generation"] = generation(backend, args, arch)

@@ -39,7 +39,7 @@ from bench.again import RESULTS
 from specs import UserError, init_weights, main_exit, spec_type
 from specs.backend import Batch, OptimizerSettings, available_backends, load_backend
 from specs.base import Spec, parse_field
-from specs.machine import chip, process_peak
+from specs.machine import chip
 from train.checkpoint import save_arrays
 from train.files import write_json
 from train.neighbours import neighbour
@@ -164,7 +164,8 @@ def serve(asked: Any, name: str, arch: str, fields: dict[str, Any], batch: int, 
     work = {"train": lambda: step(rows[:, :-1], rows[:, 1:]),
             "read": lambda: next(decode(rows[:1, :-1])),
             "decode": lambda: deque(islice(text, DECODED), 0),
-            "peak": process_peak, "flops": backend.matmul_rate, "bandwidth": backend.bandwidth}
+            "peak": backend.peak_memory, "flops": backend.matmul_rate,
+            "bandwidth": backend.bandwidth}
     try:
         while what := asked.recv():
             answer = work[what]()
@@ -176,16 +177,17 @@ def serve(asked: Any, name: str, arch: str, fields: dict[str, Any], batch: int, 
 def contestant(own: bool, panel: str, spec: Spec, compiled: bool) -> tuple[
         Callable[[np.ndarray, np.ndarray], object], Callable[[np.ndarray], Iterator[int]]]:
     """What trains one step, and what decodes greedily."""
-    weights = init_weights(spec)
+    weights, backend = init_weights(spec), load_backend(panel)
     if not own:
         with tempfile.TemporaryDirectory() as folder:
             to = {"torch": "hf", "mlx": "mlx-lm"}[panel]
             content = neighbour(spec.arch).to_upstream(spec, weights, to)
             save_arrays(Path(folder) / "model.safetensors", content.tensors, "pt")
             write_json(Path(folder) / "config.json", content.config)
-            made = import_module(f"{panel}_models.neighbour").Neighbour(Path(folder), compiled)
+            on = {"device": backend.device} if panel == "torch" else {}  # MLX's is the process's
+            made = import_module(f"{panel}_models.neighbour").Neighbour(
+                Path(folder), compiled, **on)
         return made.step, made.decode
-    backend = load_backend(panel)
     model = backend.build(spec, weights)
     trainer = backend.trainer(model, OptimizerSettings(), compiled)
 

@@ -29,6 +29,8 @@ from specs.machine import chip
 from train import batches
 from train.data import prepare
 from train.files import write_json
+from train.settings import Settings
+from train.study.probe import held, steps
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -75,8 +77,9 @@ def measure(args: argparse.Namespace, name: str, dtype: Dtype, vary: str) -> dic
     corpus, tokenizer = prepare("builtin", "bytes")
     spec = spec_type(args.arch).preset(args.preset, **{
         field: value, "block_size": args.seq, "vocab_size": tokenizer.vocab_size})
+    steps(backend, spec.replace(n_layer=1, block_size=8), Settings(batch_size=1))
+    before = held(backend)  # what a framework loads when it is first used is no part of training
     model = backend.build(spec, init_weights(spec), dtype)
-    backend.reset_peak_memory()
     trainer = backend.trainer(model, OptimizerSettings())
     losses, seconds = [], []
     for step in range(args.steps):
@@ -88,7 +91,7 @@ def measure(args: argparse.Namespace, name: str, dtype: Dtype, vary: str) -> dic
         losses += progress.losses
     made = int(trainer.state()["step"])
     return {"loss": mean(losses[-10:]), "left_out": args.steps - made,
-            "loss_scale": progress.loss_scale, "memory": backend.peak_memory(),
+            "loss_scale": progress.loss_scale, "memory": backend.peak_memory() - before,
             "rate": args.batch * args.seq / median(seconds)}
 
 

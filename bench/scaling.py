@@ -53,7 +53,8 @@ def parser() -> argparse.ArgumentParser:
                       help=f"of {', '.join(architectures())} (all)")
     made.add_argument("--backend", nargs="+", choices=available_backends(), metavar="NAME",
                       default=available_backends(), help="mlx, torch (all that are installed)")
-    made.add_argument("--device", help="cpu, gpu (MLX), cuda, mps (PyTorch)")
+    made.add_argument("--device", nargs="+", default=[], metavar="NAME", help="cpu, gpu (MLX), "
+                      "cuda, mps (PyTorch): each backend takes the first of these that it knows")
     helps = {"lengths": "tokens of a window that is trained on or read (256 512 … 16384)",
              "contexts": "tokens behind which one more is decoded, powers of two (256 … 65536)",
              "generation": "layers, width and vocabulary of the model that generates (10 512 4096)"}

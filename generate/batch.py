@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from generate.sampling import Sampler
-from generate.text import encoded
+from generate.text import START, encoded
 from generate.writer import Writer
 from specs.errors import UserError
 from train import metrics
-from train.files import write_text
+from train.files import require_file, write_text
 from train.numerals import duration
 
 _BEGIN = b'{"prompt": '
@@ -31,7 +31,7 @@ def read_prompts(file: Path) -> list[str]:
     """The prompts in a file: its lines, without the empty ones; of a .jsonl file each line's
     "prompt", or the line itself where it is a string. Raises `UserError` if there is none."""
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")  # others may stand in a prompt
+        lines = file.read_text(encoding="utf-8-sig").split("\n")  # others may stand in a prompt
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"there is no file {file}") from None
     except UnicodeDecodeError:
@@ -46,7 +46,7 @@ def read_prompts(file: Path) -> list[str]:
 def _prompt(file: Path, number: int, line: str) -> str:
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     prompt = value.get("prompt") if isinstance(value, dict) else value
     if not isinstance(prompt, str):
@@ -66,10 +66,10 @@ def write_all(writer: Writer, prompts: Sequence[str], out: Path, sampler: Sample
         raise UserError(f"--batch-size {batch_size} must be at least 1")
     for number, prompt in enumerate(prompts, 1):
         try:
-            encoded(writer.tokenizer, prompt, writer.spec.max_length)
+            encoded(writer.tokenizer, prompt or START, writer.spec.max_length)
         except UserError as error:
             raise UserError(f"prompt {number}: {error}") from None
-    how = {"run": writer.run.name, "step": writer.step, **asdict(sampler),
+    how = {"run": writer.run.name, "step": writer.step, "dtype": writer.dtype, **asdict(sampler),
            "max_tokens": max_tokens, "stop": list(stop)}
     done = _done(out, prompts, how)
     with _Bar(len(prompts), done, max_tokens) as bar:
@@ -95,8 +95,7 @@ def _texts(writer: Writer, prompts: Sequence[str], sampler: Sampler, max_tokens:
 
 def _done(out: Path, prompts: Sequence[str], how: dict[str, Any]) -> int:
     """How many results `out` holds; half a line, as a kill leaves it, is cut off."""
-    if not out.resolve().parent.is_dir():
-        raise UserError(f"--out {out} must be a file in a folder that is there")
+    require_file(out, "--out")
     if not out.exists():
         return 0
     rows = metrics.read(out)

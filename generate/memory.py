@@ -54,11 +54,12 @@ def read_memory(file: Path, model: str) -> Memory:
     try:
         with safe_open(file, "numpy") as opened:
             about = opened.metadata() or {}
+            if about.get("format") != FORMAT:
+                raise UserError(f"{file} is no memory that this version of generate/run.py has "
+                                "saved")
             arrays = {name: opened.get_tensor(name) for name in opened.keys()}
     except SafetensorError:
         raise UserError(f"{file} is damaged, or no safetensors file") from None
-    if about.get("format") != FORMAT:
-        raise UserError(f"{file} is no memory that this version of generate/run.py has saved")
     if about.get("sha256") != checksum(arrays):
         raise UserError(f"{file} is damaged: its content is not what was written")
     if about.get("model") != model:

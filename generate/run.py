@@ -18,6 +18,7 @@ from generate.writer import Writer
 from specs.backend import BACKENDS, load_backend
 from specs.base import Spec
 from specs.errors import UserError, main_exit
+from train.files import require_file
 from train.rundir import RunDir
 
 EXAMPLES = """examples:
@@ -79,7 +80,8 @@ def parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("where it runs")
     add = group.add_argument
     add("--backend", metavar="|".join(BACKENDS), help="default: mlx where it is installed")
-    add("--device", help="cpu, gpu (MLX), cuda, cuda:1, mps (default: the best one here)")
+    add("--device", help="cpu, gpu (MLX), cuda, cuda:1, mps (default: gpu or cuda where there is "
+        "one)")
     add("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "float64"),
         help="what products are computed in (%(default)s)")
     add("--state", default="auto", metavar="auto|cache|recurrent",
@@ -152,8 +154,8 @@ def chosen_mode(args: argparse.Namespace) -> str:
 def remembered(args: argparse.Namespace, spec: Spec, identity: str) -> Memory:
     """The memory that is given; else one that holds nothing, and will not grow with the text
     where the architecture has such a state. Raises `UserError` for a file that cannot be used."""
-    if args.save_state and not args.save_state.resolve().parent.is_dir():
-        raise UserError(f"--save-state {args.save_state} must be a file in a folder that is there")
+    if args.save_state:
+        require_file(args.save_state, "--save-state")
     if not args.load_state:
         return Memory(spec.decode_kinds[-1] if args.state == "auto" else args.state)
     memory = read_memory(args.load_state, identity)

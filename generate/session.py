@@ -5,7 +5,9 @@ The prompt line itself is generate/terminal.py; nothing here reads keys.
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -135,8 +137,12 @@ class Session:
     def do_backend(self, name: str) -> None:
         now = self.writer
         device = self.device if self.device == "cpu" else None  # others are of one backend alone
-        self.writer = Writer(now.run, now.run.load(now.step), load_backend(name, device),
-                             now.dtype, now.state)
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # half a framework is none for ever
+        try:
+            backend = load_backend(name, device)
+        finally:
+            signal.signal(signal.SIGINT, before)
+        self.writer = Writer(now.run, now.run.load(now.step), backend, now.dtype, now.state)
         self.remark(str(self.writer))
 
     def do_params(self) -> None:
@@ -163,7 +169,7 @@ class Session:
         self.remark(f"{name} {self.settings()[name]}")
 
     def do_save(self, file: str) -> None:
-        path = Path(file).expanduser()
+        path = Path(os.path.expanduser(file))
         if not self.written:
             raise UserError("nothing was written yet: type a prompt first")
         if path.exists() and path.resolve() not in self.saved:

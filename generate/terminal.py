@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Iterator
 
 from prompt_toolkit import PromptSession
@@ -12,7 +13,7 @@ from prompt_toolkit.history import FileHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
 from generate.session import Session
-from specs.errors import UserError, in_one_line
+from specs.errors import in_one_line
 from train.data import cache_folder
 
 PROMPT, MORE = "> ", ". "
@@ -31,10 +32,8 @@ def converse(session: Session) -> None:
             return
         except KeyboardInterrupt:
             session.remark("stopped; /quit or Ctrl-D leaves")
-        except (UserError, OSError, MemoryError, RuntimeError) as error:
-            message = in_one_line(error)
-            if message is None:
-                raise
+        except Exception as error:  # whatever it is, the texts that were written are kept
+            message = in_one_line(error) or traceback.format_exc()
             session.screen.print(message.removeprefix("--"), style="red")
 
 

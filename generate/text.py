@@ -138,8 +138,9 @@ class _Row:
         if max_length is not None:
             max_tokens = min(max_tokens, max_length - len(read))
         self.number = number
-        self.ids = np.concatenate([read, np.zeros(max_tokens, read.dtype)])
+        self.ids = np.zeros(len(read) + max_tokens, read.dtype)  # room that costs nothing yet
         self.length = len(read)
+        self.ids[: self.length] = read
         self.finish: str | None = None
         self._text = tokenizer.stream()
         for token in read:  # some tokenizers put a space before a word unless it comes first

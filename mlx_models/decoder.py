@@ -23,6 +23,8 @@ class Decoder:
         for start in range(0, tokens.shape[1], PIECE):
             piece = mx.array(tokens[:, start : start + PIECE])
             pieces.append(np.array(self.model(piece, self.cache)))
+        if tokens.shape[1] > 1:  # else the state of a long text is left to the next token
+            mx.eval([list(cache.arrays().values()) for cache in self.cache])
         return np.concatenate(pieces, axis=1)
 
     def step(self, tokens):

@@ -19,7 +19,7 @@ from parity.subject import Subject
 from specs import Spec, UserError, architectures, main_exit, spec_type
 from specs.backend import BACKENDS, Arrays, Backend, available_backends, load_backend
 from specs.base import did_you_mean, parse_field
-from train.files import write_json
+from train.files import require_file, write_json
 from train.rundir import RunDir
 
 EXAMPLES = f"""rungs, in order:
@@ -102,8 +102,8 @@ def check_options(args: argparse.Namespace) -> None:
         raise UserError("--rungs and --oracle exclude each other: leave one out")
     if args.random < 0:
         raise UserError(f"--random {args.random} must be at least 1")
-    if args.json and (args.json.is_dir() or not args.json.resolve().parent.is_dir()):
-        raise UserError(f"--json {args.json} must be a file in a folder that is there")
+    if args.json:
+        require_file(args.json, "--json")
 
 
 def chosen_rungs(text: str | None) -> list[str]:

@@ -219,7 +219,9 @@ def available_backends() -> list[str]:
 def load_backend(name: str | None = None, device: str | None = None) -> Backend:
     """The panel `name` ("mlx" or "torch"; None: mlx where it is installed) on `device`.
 
-    `device` is "cpu", "gpu" (MLX), "cuda", "cuda:1", "mps" (PyTorch), or None for the best here.
+    `device` is "cpu", "gpu" (MLX), "cuda", "cuda:1", "mps" (PyTorch), or None for MLX's GPU or
+    CUDA where there is one, else the CPU: on a Mac MLX is for the GPU, and PyTorch's mps only used
+    when asked for.
     Raises `UserError` for an unknown backend, one that is not installed, or a missing device.
     """
     here = available_backends()
@@ -233,6 +235,12 @@ def load_backend(name: str | None = None, device: str | None = None) -> Backend:
         other = f", or use --backend {here[0]}" if here else ""
         raise UserError(f"{name} is not installed here: pip install -e '.[{name}]'{other}")
     return importlib.import_module(f"{name}_models.backend").Backend(device)
+
+
+def device_of(name: str, devices: Sequence[str]) -> str | None:
+    """The first of `devices` that the backend `name` may have; None if there is none."""
+    known = {"mlx": ("cpu", "gpu"), "torch": ("cpu", "cuda", "mps")}[name]
+    return next((each for each in devices if each.partition(":")[0] in known), None)
 
 
 def load_strictly(spec: Spec, weights: Mapping[str, np.ndarray], source: str = "the weights",

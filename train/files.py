@@ -12,9 +12,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from specs.errors import UserError
+
+
+def require_file(path: Path, option: str) -> None:
+    """Raise `UserError` unless the path that `option` gave is a file, or can become one."""
+    there = path.resolve()
+    if not there.parent.is_dir() or (there.exists() and not there.is_file()):
+        raise UserError(f"{option} {path} must be a file in a folder that is there")
+
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace `path` by `content`, atomically."""
+    """Replace `path`, or what it links to, by `content`, atomically."""
+    path = path.resolve()
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(aside, "wb") as file:

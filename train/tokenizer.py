@@ -83,23 +83,34 @@ class Tokenizer:
 
 
 class TextStream:
-    """Decodes ids one by one; all that `push` and `flush` return makes up `Tokenizer.decode`."""
+    """Decodes ids one by one; all that `push` and `flush` return makes up `Tokenizer.decode`, but
+    where bytes that were given as text are none any more beside later ones (byte fallback)."""
 
     def __init__(self, library: tokenizers.Tokenizer) -> None:
         self._library = library
         self._begin()
 
     def _begin(self) -> None:
-        self._stream = decoders.DecodeStream(skip_special_tokens=False)
+        self._stream: decoders.DecodeStream | None = decoders.DecodeStream(
+            skip_special_tokens=False)
         self._ids: list[int] = []
         self._given = 0
 
     def push(self, id: int) -> str:
         """The text that is certain after one more id: "" while a character is incomplete."""
         self._ids.append(int(id))
-        text = self._stream.step(self._library, int(id)) or ""
+        text = self._certain()
         self._given += len(text)
         return text
+
+    def _certain(self) -> str:
+        if self._stream:
+            try:
+                return self._stream.step(self._library, self._ids[-1]) or ""
+            except Exception:  # what it gave before is no beginning any more: it goes no further
+                self._stream = None
+        text = self._library.decode(self._ids, skip_special_tokens=False)
+        return "" if text.endswith("\ufffd") else text[self._given:]
 
     def flush(self) -> str:
         """What was held back, U+FFFD for an incomplete character; the stream begins anew."""

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from specs.backend import BACKENDS
+from bench.compare_backends import best_rates
+from specs.backend import BACKENDS, device_of
 
 both = pytest.mark.needs(*BACKENDS)
 BENCH = Path(__file__).parent.parent.parent / "bench"
@@ -26,6 +27,17 @@ def bench(folder: Path, script: str, *options: str) -> str:
 
 def result(folder: Path, script: str) -> dict:
     return json.loads((folder / "runs" / "bench" / f"{script}.json").read_text())
+
+
+def test_each_backend_has_its_device() -> None:
+    given = ["mps", "gpu", "cuda:1"]
+    assert [device_of(name, given) for name in BACKENDS] == ["gpu", "mps"]
+    assert [device_of(name, given[2:]) for name in BACKENDS] == [None, "cuda:1"]
+    found = {name: [{"matmul": rate, "bandwidth": 1.0, "versions": {"device": device}}]
+             for name, device, rate in (("mlx", "gpu", 9.0), ("torch", "cpu", 2.0))}
+    assert best_rates(found, "torch")["matmul"] == 2
+    found["mlx"][0]["versions"] = {"device": "cpu"}
+    assert best_rates(found, "torch")["matmul"] == 9
 
 
 @both

@@ -1,6 +1,7 @@
 """Prompts from a file, results to a file: through the command."""
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -81,10 +82,11 @@ def test_ctrl_c_keeps_the_batches_that_are_done(monkeypatch, capsys):
 @pytest.mark.parametrize(("content", "changed", "message"), [
     (None, ["--seed", "2"], "results.jsonl holds other results, line 1 with another seed"),
     (None, ["--step", "10"], "line 1 with another step"),
+    (None, ["--dtype", "bfloat16"], "line 1 with another dtype"),
     ("a prompt\nanother\n", [], "results.jsonl holds something else than results"),
     ("one prompt", [], "results.jsonl holds something else than results"),
     ("[]", [], "results.jsonl holds something else than results"),
-], ids=["seed", "step", "lines", "line", "list"])
+], ids=["seed", "step", "dtype", "lines", "line", "list"])
 def test_other_results_are_left_alone(monkeypatch, content, changed, message):
     generate(monkeypatch, *OPTIONS)
     if content is not None:
@@ -101,12 +103,35 @@ def test_other_results_are_left_alone(monkeypatch, content, changed, message):
     ("latin.txt", b"na\xefve", "latin.txt is not UTF-8 text"),
     ("bad.jsonl", b'"good"\n{"text": 1}', 'bad.jsonl line 2 must be {"prompt": "TEXT"} or "TEXT"'),
     ("bad.jsonl", b"not json", "bad.jsonl line 1 must be"),
-], ids=str)
+    ("deep.jsonl", b"[" * 100_000, "deep.jsonl line 1 must be"),
+], ids=lambda value: str(value)[:40])
 def test_bad_prompts(name, content, message):
     if content is not None:
         Path(name).write_bytes(content)
     with pytest.raises(UserError, match=re.escape(message)):
         read_prompts(Path(name))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_prompt():
+    Path("marked.txt").write_text("One", encoding="utf-8-sig")
+    Path("marked.jsonl").write_text('"One"', encoding="utf-8-sig")
+    assert read_prompts(Path("marked.txt")) == read_prompts(Path("marked.jsonl")) == ["One"]
+
+
+def test_an_empty_prompt_stands_for_a_line_break(monkeypatch):
+    Path("many.jsonl").write_text('{"prompt": ""}\n"\\n"')
+    generate(monkeypatch, *OPTIONS, "--prompts-file", "many.jsonl")
+    assert rows()[0]["text"] == rows()[1]["text"]
+
+
+def test_out_may_be_a_link_and_must_be_a_file(monkeypatch):
+    OUT.symlink_to("elsewhere.jsonl")
+    generate(monkeypatch, *OPTIONS)
+    generate(monkeypatch, *OPTIONS)
+    assert OUT.is_symlink() and len(Path("elsewhere.jsonl").read_text().splitlines()) == 5
+    os.mkfifo("pipe")
+    with pytest.raises(UserError, match="--out pipe must be a file"):
+        generate(monkeypatch, *OPTIONS, "--out", "pipe")
 
 
 def test_prompts_of_several_lines():

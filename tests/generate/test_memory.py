@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from generate import run as command
 from generate.memory import Memory, checksum, digest, read_memory, write_memory
@@ -91,6 +91,7 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize("options, message", [
     (["--load-state", "none"], "there is no file none"),
     (["--save-state", "no/such"], "--save-state no/such must be a file in a folder that is there"),
+    (["--save-state", "runs"], "--save-state runs must be a file in a folder that is there"),
     (["--save-state", "b", "--prompt", "a", "b"], "a memory is of one text, not of 2"),
     (["--load-state", str(FILE), "--run", "b"], "text.state was saved by another model"),
     (["--load-state", str(FILE), "--state", "cache"], "holds the state 'recurrent'"),
@@ -117,9 +118,11 @@ def test_a_damaged_file_is_refused_in_one_line() -> None:
         with pytest.raises(UserError, match="text.state is damaged") as caught:
             read_memory(FILE, "mine")
         assert "\n" not in str(caught.value), name
-    save_file(arrays, FILE)
-    with pytest.raises(UserError, match="is no memory that this version"):
-        read_memory(FILE, "mine")
+    half = b'{"half":{"dtype":"BF16","shape":[1],"data_offsets":[0,2]}}'  # no type of numpy's
+    for other in (save(arrays), len(half).to_bytes(8, "little") + half + b"12"):
+        FILE.write_bytes(other)
+        with pytest.raises(UserError, match="is no memory that this version"):
+            read_memory(FILE, "mine")
 
 
 def test_a_model_is_known_by_fields_and_weights() -> None:

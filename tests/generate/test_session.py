@@ -1,11 +1,14 @@
 """The commands of the prompt line, without a terminal."""
 
 import re
+import signal
+from types import SimpleNamespace
 
 import pytest
 
 from generate.sampling import Sampler
 from generate.session import COMMANDS, Session
+from generate.terminal import converse
 from generate.writer import Writer
 from specs import UserError
 from specs.backend import BACKENDS, available_backends, load_backend
@@ -163,3 +166,25 @@ def test_completion(session, text, wanted):
 
 def test_completion_of_backends(session):
     assert session.completions("/backend ") == available_backends()
+
+
+def test_ctrl_c_waits_until_a_framework_is_loaded(session, monkeypatch):
+    """Half of one cannot be completed in this process."""
+    def load(name, device):
+        signal.raise_signal(signal.SIGINT)
+        return session.writer.backend
+
+    monkeypatch.setattr("generate.session.load_backend", load)
+    before = signal.getsignal(signal.SIGINT)
+    session.answer(f"/backend {session.writer.backend.name}")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_what_goes_wrong_ends_no_session(session, capsys, monkeypatch):
+    lines = iter(["Once", "/params", "/save ~no-such-user/texts", "/quit"])
+    monkeypatch.setattr("generate.terminal._prompt_line", lambda _: SimpleNamespace(
+        prompt=lambda: next(lines)))
+    monkeypatch.setattr(session, "do_params", lambda: 1 / 0)
+    converse(session)
+    out = capsys.readouterr().out
+    assert "ZeroDivisionError" in out and "~no-such-user/texts" in out and len(session.written) == 1

@@ -5,6 +5,7 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import decoders, models
 
 from specs.errors import UserError
 from train import tokenizer as module
@@ -103,6 +104,18 @@ def test_stream_of_any_ids_is_their_text(tokenizer, data):
     assert tokenizer.decode(ids).startswith(text)
     assert text + stream.flush() == tokenizer.decode(ids)
     assert stream.push(tokenizer.encode("z")[0]) + stream.flush() == "z"  # begun anew
+
+
+def test_bytes_that_a_later_one_makes_no_text():
+    """As Llama's tokenizers: an unknown character is said by its bytes, which are decoded at once
+    where they follow one another."""
+    names = ["a", *(f"<0x{byte:02X}>" for byte in (0x0A, 0xFF))]
+    library = tokenizers.Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, [],
+                                              byte_fallback=True))
+    library.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    stream = Tokenizer(library).stream()
+    assert [stream.push(id) for id in (1, 2, 0, 0)] == ["\n", "", "\ufffda", "a"]
+    assert stream.flush() == "" and stream.push(1) == "\n"  # begun anew
 
 
 def test_flush_shows_an_incomplete_character():
