@@ -24,20 +24,20 @@ def require_file(path: Path, option: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace `path`, or what it links to, by `content`, atomically."""
-    path = path.resolve()
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    target = path.resolve()
+    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with open(aside, "wb") as file:
             file.write(content)
             file.flush()
             flush(file.fileno())
-        os.replace(aside, path)
+        os.replace(aside, target)
     except OSError as error:
         error.filename = str(path)
         raise
     finally:
         aside.unlink(missing_ok=True)
-    flush_folder(path.parent)
+    flush_folder(target.parent)
 
 
 def write_text(path: Path, text: str) -> None:

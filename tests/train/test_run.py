@@ -100,7 +100,7 @@ def test_memory_chooses_the_micro_batch(backend: str, capsys: pytest.CaptureFixt
 @pytest.mark.xdist_group("compile")  # one process, which loads the compiler once
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compiled_steps_are_the_same_steps(backend: str) -> None:
-    options = [*TINY, "--steps", "4", "--micro-batch", "3", "--backend", backend,
+    options = [*TINY, "--steps", "4", "--micro-batch", "2", "--backend", backend,
                "--set", "n_layer=1", "--name"]
     assert call(*options, "plain") == 0 and call(*options, "compiled", "--compile") == 0
     a, b = ([row["loss"] for row in metrics.read(RunDir.open(name).metrics) if "loss" in row]

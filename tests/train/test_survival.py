@@ -188,10 +188,10 @@ def test_a_clock_that_jumps_changes_nothing(monkeypatch: pytest.MonkeyPatch,
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the memory of a process")
 @pytest.mark.needs("torch")
 def test_too_little_memory_for_a_step() -> None:
-    most = 4 * 2**30
+    most = 2 * 2**30
     process = subprocess.run(
         [sys.executable, ROOT / "train" / "run.py", *NEW, "--backend", "torch", "--batch-size",
-         "4096", "--block-size", "600"], stderr=subprocess.PIPE, text=True, timeout=120,
+         "1024", "--block-size", "600"], stderr=subprocess.PIPE, text=True, timeout=120,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (most, most)))
     said = process.stderr.splitlines()[-1]
     assert process.returncode == 2 and "Traceback" not in process.stderr
