@@ -115,7 +115,7 @@ class Plan:
         faulty = any(setup.faults for setup in self.setups.values())
         return lengths if faulty or len(lengths) > 1 else []
 
-    @property
+    @cached_property
     def measures(self) -> dict[str, Measure]:
         """Those whose setups and whose backend are here."""
         return {name: measure for name, measure in self.experiment.measures.items()
