@@ -41,11 +41,11 @@ class Loop:
     model: Model
     trainer: Trainer
     state: TrainState
-    micro_batch: int
 
     def __post_init__(self) -> None:
         self.started = time.monotonic() - self.state.elapsed
         self.logged_at, self.logged_tokens, self.paused = time.monotonic(), self.state.tokens, 0.0
+        self.micro_batch = self.settings.micro_batch or self.settings.batch_size
         self.skipped_in_row = 0
         self.interrupted = False
         self.losses: list[float] = []

@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from specs import Spec, UserError, init_weights, main_exit
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     if args.resume is None and args.arch is None:
         raise UserError("say what to train: --arch bdh, or --resume NAME to go on with a run")
     backend = load_backend(args.backend, args.device)
-    loop, drawn = None, []
+    loop, ending, drawn = None, None, []
     try:
         with ExitStack() as locks:
             loop = (resume if args.resume else start)(args, backend, locks)
@@ -53,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         if loop is None:
             raise
-        ending = "interrupted"
+        ending = ending or "interrupted"  # not what ended well and was being drawn
     except (OSError, MemoryError, RuntimeError, ValueError) as error:
         lacked = lacking(error)
         if lacked is None:
@@ -61,9 +62,9 @@ def main(arguments: list[str] | None = None) -> int:
         way_out = "free some space" if isinstance(error, OSError) else (
             "choose a smaller --micro-batch, or let --memory choose it")
         raise UserError(f"{lacked}: {way_out}, then " + (
-            f"go on from step {loop.run.steps()[-1]} with: {again(loop)}" if loop else
+            f"go on from step {loop.run.steps()[-1]} with: {again(loop, args)}" if loop else
             "run the same command again")) from error
-    return report(loop, ending, f"; plots in {loop.run.plots}" if drawn else "")
+    return report(loop, args, ending, f"; plots in {loop.run.plots}" if drawn else "")
 
 
 def start(args: argparse.Namespace, backend: Backend, locks: ExitStack) -> Loop:
@@ -78,7 +79,7 @@ def start(args: argparse.Namespace, backend: Backend, locks: ExitStack) -> Loop:
         source = load_strictly(spec, checkpoint.load_arrays(Path(settings.init)), settings.init)
         weights = {name: array.astype("float32") for name, array in source.items()}
     model, trainer = make_trainer(spec, settings, backend, weights)
-    micro_batch = choose_micro_batch(spec, settings, corpus, backend, trainer)
+    settings = with_micro_batch(spec, settings, corpus, backend, trainer)
 
     def fill(folder: Path) -> None:
         store(corpus, folder)
@@ -91,7 +92,7 @@ def start(args: argparse.Namespace, backend: Backend, locks: ExitStack) -> Loop:
     active = f" ({spec.active_param_count():,} active)" if idle else ""
     say(f"{run.path}: {spec.arch} {preset}, {spec.param_count():,} parameters{active}, "
         f"{backend.name} on {backend.device}; {len(corpus.train):,} tokens of {corpus.source}")
-    return Loop(run, spec, settings, corpus, backend, model, trainer, TrainState(), micro_batch)
+    return Loop(run, spec, settings, corpus, backend, model, trainer, TrainState())
 
 
 def resume(args: argparse.Namespace, backend: Backend, locks: ExitStack) -> Loop:
@@ -111,13 +112,13 @@ def resume(args: argparse.Namespace, backend: Backend, locks: ExitStack) -> Loop
     corpus = find(run.path, run.config["corpus"].get("fingerprint", ""), recipe(run))
     model, trainer = make_trainer(spec, settings, backend, weights)
     trainer.load_state(optimizer)
-    micro_batch = choose_micro_batch(spec, settings, corpus, backend, trainer)
+    settings = with_micro_batch(spec, settings, corpus, backend, trainer)
     if settings != run.settings:
         run.set_settings(settings)
     metrics.cut(run.metrics, state.step)
     checkpoint.set_aside(run.path, state.step)
     say(f"{run.path}: going on at step {state.step}, {backend.name} on {backend.device}")
-    return Loop(run, spec, settings, corpus, backend, model, trainer, state, micro_batch)
+    return Loop(run, spec, settings, corpus, backend, model, trainer, state)
 
 
 def prepared(settings: Settings) -> tuple[Corpus, Tokenizer]:
@@ -135,29 +136,30 @@ def make_trainer(spec: Spec, settings: Settings, backend: Backend,
     return model, backend.trainer(model, settings_from(settings.to_dict()), settings.compile)
 
 
-def choose_micro_batch(spec: Spec, settings: Settings, corpus: Corpus, backend: Backend,
-                       trainer: Trainer) -> int:
-    """Windows at once: as given, what --memory allows, or all."""
+def with_micro_batch(spec: Spec, settings: Settings, corpus: Corpus, backend: Backend,
+                     trainer: Trainer) -> Settings:
+    """These settings with the micro-batch that --memory allows, unless they have one: measured
+    once, since sums over other micro-batches are rounded in another way."""
     if settings.memory is None or settings.micro_batch is not None:
-        return settings.micro_batch or settings.batch_size
+        return settings
     rows = micro_batch_for(
         settings.memory, backend, trainer,
         lambda rows: batch(corpus, settings.seed, 0, rows, spec.block_size, spec.noisy),
         settings.batch_size)
     say(f"micro-batches of {rows} rows keep below {settings.memory / 2**30:g} GB")
-    return rows
+    return replace(settings, micro_batch=rows)
 
 
-def report(loop: Loop, ending: str, pictures: str) -> int:
+def report(loop: Loop, args: argparse.Namespace, ending: str, pictures: str) -> int:
     """The last lines of a run, and its exit code."""
     name, step, saved = loop.run.name, loop.state.step, loop.run.steps()[-1]
     if ending == "interrupted":
         left = f"left at step {step}, " if saved < step else ""
-        say(f"{left}saved at step {saved}; go on with: {again(loop)}")
+        say(f"{left}saved at step {saved}; go on with: {again(loop, args)}")
         return 130
     if ending == "diverged":
         say(f"error: {loop.skipped_in_row} updates in a row were not finite; the last good "
-            f"checkpoint is that of step {saved}. Try: {again(loop)} --lr "
+            f"checkpoint is that of step {saved}. Try: {again(loop, args)} --lr "
             f"{loop.settings.lr / 3:.1e}"
             + (" --dtype bfloat16" if loop.settings.dtype == "float16" else ""))
         return 1
@@ -166,9 +168,11 @@ def report(loop: Loop, ending: str, pictures: str) -> int:
     return 0
 
 
-def again(loop: Loop) -> str:
-    """The command that goes on with this run."""
-    return f"python {shown('train/run.py')} --resume {loop.run.name}"
+def again(loop: Loop, args: argparse.Namespace) -> str:
+    """The command that goes on with this run, on the same backend and device."""
+    words = ["python", shown("train/run.py"), "--resume", loop.run.name, "--backend",
+             loop.backend.name]
+    return shlex.join(words + (["--device", args.device] if args.device else []))
 
 
 def shown(script: str) -> str:

@@ -14,8 +14,9 @@ import pytest
 from specs import architectures, init_weights, spec_type
 from specs.backend import BACKENDS
 from tests.train.running import TINY, final, resume, same, save, start, train, wait_for_step
-from train import checkpoint, metrics
+from train import checkpoint, metrics, plots
 from train import run as command
+from train.loop import Loop
 from train.rundir import RunDir
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -169,3 +170,36 @@ def test_half_a_metrics_line_is_forgotten() -> None:
     assert resume("a", "torch", "--steps", "6") == 0
     for line in run.metrics.read_text(encoding="utf-8").splitlines():
         json.loads(line)
+
+
+def test_the_micro_batch_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other micro-batches would give the last bits of the sums other values."""
+    found = iter([3, 2])
+    monkeypatch.setattr(command, "micro_batch_for", lambda *args: next(found))
+    run = train("--memory", "1GB", "--steps", "1")
+    for more, rows in ([], 3), (["--memory", "2GB"], 2), (["--micro-batch", "1"], 1):
+        assert resume("a", "torch", "--steps", str(run.steps()[-1] + 1), *more) == 0
+        assert run.settings.micro_batch == rows
+
+
+@pytest.mark.parametrize("device", [[], ["--device", "cpu"]], ids=["any-device", "cpu"])
+def test_what_was_interrupted_goes_on_where_it_ran(
+        device: list[str], monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    def stop(loop: Loop) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Loop, "train", stop)
+    assert command.main([*TINY, "--backend", "torch", *device, "--name", "a"]) == 130
+    said = capsys.readouterr().err.splitlines()[-1].split()
+    assert said[said.index("--resume"):] == ["--resume", "a", "--backend", "torch", *device]
+
+
+def test_ctrl_c_while_it_is_drawn_leaves_a_run_done(
+        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def stop(run: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plots, "draw", stop)
+    train("--steps", "1")
+    assert "done: 1 steps" in capsys.readouterr().err
