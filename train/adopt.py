@@ -35,8 +35,8 @@ EXAMPLES = """examples:
   python train/export.py --run mine --to hf gpt2-mine
 
 DIR is what `save_pretrained` writes, or a model's files from the hub: config.json, safetensors,
-tokenizer.json. The data are what the run will be trained on, if it is; what is not listed here
-can be given on resuming.
+tokenizer.json. The data are what the run will be trained on, if it is; for how long, in what
+micro-batches and precision, and when it is validated and saved is said on resuming.
 """
 
 

@@ -160,19 +160,20 @@ def new_spec(args: argparse.Namespace, vocab_size: int) -> tuple[Spec, str]:
     return spec, preset
 
 
-def one_bound(args: argparse.Namespace) -> str | None:
-    """Which of --steps, --tokens and --minutes was given; `UserError` for two of them."""
+def one_bound(args: argparse.Namespace, curriculum: bool) -> str | None:
+    """Which of --steps, --tokens and --minutes was given; `UserError` for two of them, and for
+    minutes where windows grow."""
     bounds = [name for name in ("steps", "tokens", "minutes") if name in args]
     if len(bounds) > 1:
         raise UserError(f"--{bounds[0]} and --{bounds[1]} both bound the run: give one of them")
-    if bounds == ["minutes"] and "seq_curriculum" in args:
+    if bounds == ["minutes"] and curriculum:
         raise UserError("--seq-curriculum goes by steps: give --steps or --tokens, not --minutes")
     return bounds[0] if bounds else None
 
 
 def new_settings(args: argparse.Namespace) -> Settings:
     """Settings of a new run; --tokens becomes steps by `with_tokens`, once the spec is known."""
-    bound = one_bound(args)
+    bound = one_bound(args, "seq_curriculum" in args)
     steps = {} if bound in ("steps", "minutes") else {"steps": DEFAULT_STEPS}
     return Settings(**{**steps, **given_settings(args)})
 
@@ -183,8 +184,9 @@ def with_tokens(args: argparse.Namespace, settings: Settings, block_size: int) -
 
 def resumed_settings(args: argparse.Namespace, run: RunDir) -> Settings:
     """Settings of a run that goes on. Raises `UserError` for what would make it another run."""
-    one_bound(args)
     given, settings = given_settings(args), run.settings
+    grows = settings.seq_curriculum is not None
+    bound = one_bound(args, grows)
     fixed = sorted(name for name, value in given.items()
                    if name not in RESUMABLE and value != getattr(settings, name))
     fixed += [name for name in ("arch", "preset")
@@ -194,12 +196,19 @@ def resumed_settings(args: argparse.Namespace, run: RunDir) -> Settings:
         option = "--" + fixed[0].replace("_", "-")
         raise UserError(f"{option} cannot change when a run goes on: leave it out, or start "
                         "another run")
-    for bound, other in (("steps", "minutes"), ("minutes", "steps"), ("tokens", "minutes")):
-        if bound in args and getattr(settings, other) is not None:
-            raise UserError(f"this run is bounded by --{other}: give a larger --{other}")
+    begun, timed = run.steps() != [0], settings.steps is None
+    if begun and bound is not None and (bound == "minutes") != timed:
+        other = "minutes" if timed else "steps"
+        raise UserError(f"this run is bounded by --{other}: give a larger --{other}")
+    if bound is not None:
+        given = {"steps": None, "minutes": None, **given}
     if "memory" in given:
         given.setdefault("micro_batch", None)
-    return with_tokens(args, dataclasses.replace(settings, **given), run.spec.block_size)
+    made = with_tokens(args, dataclasses.replace(settings, **given), run.spec.block_size)
+    if begun and grows and made.steps != settings.steps:
+        raise UserError(f"--{bound} cannot change: windows grow over this run's {settings.steps} "
+                        "steps (--seq-curriculum): leave it out, or start another run")
+    return made
 
 
 def _number(text: str, units: dict[str, int], what: str) -> int:

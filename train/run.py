@@ -104,8 +104,10 @@ def resume(args: argparse.Namespace, backend: Backend, locks: ExitStack) -> Loop
     for remark in remarks:
         say(remark)
     if settings.steps is not None and state.step >= settings.steps:
-        raise UserError(f"{run.name} has done its {settings.steps} steps: give more with "
-                        f"--steps {2 * settings.steps or DEFAULT_STEPS}")
+        raise UserError(f"{run.name} has done its {settings.steps} steps: " + (
+            "its windows have grown over them, start another run"
+            if settings.seq_curriculum and state.step else
+            f"give more with --steps {2 * settings.steps or DEFAULT_STEPS}"))
     if settings.minutes is not None and state.elapsed >= 60 * settings.minutes:
         raise UserError(f"{run.name} has had its {settings.minutes:g} minutes: give more with "
                         f"--minutes {2 * settings.minutes:g}")
