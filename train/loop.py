@@ -46,7 +46,7 @@ class Loop:
         self.started = time.monotonic() - self.state.elapsed
         self.logged_at, self.logged_tokens, self.paused = time.monotonic(), self.state.tokens, 0.0
         self.micro_batch = self.settings.micro_batch or self.settings.batch_size
-        self.skipped_in_row = 0
+        self.skipped_in_row, self.logged_skipped = 0, self.state.skipped
         self.interrupted = False
         self.losses: list[float] = []
         self.grad_norms: list[float] = []
@@ -111,8 +111,8 @@ class Loop:
         stop = self.settings.steps if self.settings.steps is not None else sys.maxsize
         yield from enumerate(prefetch(make, first, stop), first)
 
-    def read(self) -> list[bool]:
-        """Wait for the steps so far; which of those since the last call were finite."""
+    def read(self) -> None:
+        """Wait for the steps so far, and count what they found."""
         progress = self.trainer.read()
         good = progress.finite
         for ok in good:
@@ -123,10 +123,9 @@ class Loop:
         self.loss_scale = progress.loss_scale
         if progress.load is not None:
             self.load = progress.load + (0 if self.load is None else self.load)
-        return good
 
     def log(self, display: Display) -> None:
-        good = self.read()
+        self.read()
         now = time.monotonic()
         seconds = now - self.logged_at - self.paused
         tokens = self.state.tokens - self.logged_tokens
@@ -149,9 +148,11 @@ class Loop:
         row |= self.shares()
         metrics.append(self.run.metrics, row)
         self.show(display, row)
-        if not all(good):
-            display.say(f"step {self.state.step}: {good.count(False)} update(s) skipped, the loss "
-                        "or its gradient was not finite")
+        skipped = self.state.skipped - self.logged_skipped
+        self.logged_skipped = self.state.skipped
+        if skipped:
+            display.say(f"step {self.state.step}: {skipped} update(s) skipped, the loss or its "
+                        "gradient was not finite")
 
     def show(self, display: Display, row: dict[str, Any]) -> None:
         if self.settings.steps is None:
@@ -181,6 +182,7 @@ class Loop:
     def evaluate(self, display: Display) -> bool:
         """Loss and accuracy on the held-out windows, as one metrics line; whether it is the lowest
         loss so far."""
+        self.read()  # what is waited for is training, and no pause of it
         start = time.monotonic()
         tokens, targets = self.windows
         nats, right = 0.0, 0
@@ -203,14 +205,15 @@ class Loop:
     def save(self, display: Display) -> None:
         """Write a checkpoint, unless the model has broken: what cannot be used must not push out
         what can."""
-        start = time.monotonic()
         self.read()
+        start = time.monotonic()
         tokens, targets = (part[: self.micro_batch] for part in self.windows)
         if self.state.val_loss is None and not math.isfinite(
                 self.trainer.evaluate(tokens, targets)[0]):
             display.say(f"step {self.state.step}: not saved, the loss of these weights is not "
                         "finite")
         else:
+            self.state = replace(self.state, elapsed=self.elapsed)
             checkpoint.save(self.run.path, self.state, self.backend.weights(self.model),
                             self.trainer.state(), self.backend.versions())
             checkpoint.prune(self.run.path, self.settings.keep)

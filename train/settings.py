@@ -99,21 +99,27 @@ class Settings:
 
     def tokens_until(self, step: int, block_size: int) -> int:
         """Tokens that the updates before `step` see."""
-        if self.seq_curriculum is None:
-            return self.batch_size * step * block_size
-        return self.batch_size * sum(self.block_size(k, block_size) for k in range(step))
+        stages = self.stages(block_size)
+        ends = [begin for begin, _ in stages[1:]] + [step]
+        return self.batch_size * sum((min(end, step) - min(begin, step)) * length for end, (
+            begin, length) in zip(ends, stages, strict=True))
 
     def block_size(self, step: int, block_size: int) -> int:
-        """Tokens in a window at this step: with a curriculum the length doubles, at equal
-        distances over the first half of the run, from its first length to its last."""
+        """Tokens in a window at this step."""
+        return next(length for begin, length in reversed(self.stages(block_size)) if begin <= step)
+
+    def stages(self, block_size: int) -> list[tuple[int, int]]:
+        """(first step, tokens in a window from there on): with a curriculum the length doubles, at
+        equal distances over the first half of the run, from its first length to its last."""
         if self.seq_curriculum is None or self.steps is None:
-            return block_size
+            return [(0, block_size)]
         first, last = self.seq_curriculum
         lengths = [first]
         while lengths[-1] < last:
             lengths.append(min(2 * lengths[-1], last))
-        stage = 2 * step * (len(lengths) - 1) // max(self.steps, 1)
-        return lengths[min(stage, len(lengths) - 1)]
+        apart = max(2 * (len(lengths) - 1), 1)
+        return [(-(-stage * max(self.steps, 1) // apart), length)
+                for stage, length in enumerate(lengths)]
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,6 +114,34 @@ def test_tokens_count_a_curriculum() -> None:
     run = train("--tokens", "2000", "--seq-curriculum", "4:16", "--save-every", "1000")
     state, _, _ = checkpoint.load_last(run.path)
     assert 2000 <= state.tokens < 2000 + 4 * 16
+
+
+@pytest.mark.needs("torch")
+def test_what_is_waited_for_is_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock where a step takes a second, of whoever waits for it first, and every look at the
+    held-out windows five more."""
+    now, pending = 0.0, 0
+
+    def slow(name: str, before: float, asks: bool) -> None:
+        function = getattr(Trainer, name)
+
+        def called(*args: Any) -> Any:
+            nonlocal now, pending
+            now, pending = now + before + pending * (not asks), pending + 1 if asks else 0
+            return function(*args)
+
+        monkeypatch.setattr(Trainer, name, called)
+
+    from torch_models.trainer import Trainer
+
+    slow("step", 0, True)
+    slow("read", 0, False)
+    slow("evaluate", 5, False)
+    monkeypatch.setattr("train.loop.time", SimpleNamespace(monotonic=lambda: now))
+    run = train("--steps", "8", "--log-every", "4", "--eval-every", "3", "--save-every", "2")
+    rows = metrics.read(run.metrics)
+    assert [row["tokens_per_s"] for row in rows if "loss" in row] == [64, 64]
+    assert checkpoint.load_last(run.path)[0].elapsed == now >= rows[-1]["elapsed"]
 
 
 def test_betas_and_momentum_reach_the_optimizer() -> None:

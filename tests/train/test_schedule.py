@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from specs import UserError
@@ -49,6 +51,24 @@ def test_curriculum_doubles_over_the_first_half() -> None:
     lengths = [settings.block_size(step, 512) for step in range(80)]
     assert lengths == [64] * 20 + [128] * 20 + [256] * 40
     assert Settings(steps=80).block_size(0, 512) == 512
+
+
+@pytest.mark.parametrize("curriculum", [None, (4, 16), (3, 17), (8, 8)], ids=str)
+@pytest.mark.parametrize("steps", [0, 1, 2, 3, 7, 80, None])
+def test_tokens_are_those_of_every_window(steps: int | None,
+                                          curriculum: tuple[int, int] | None) -> None:
+    settings = Settings(steps=steps, seq_curriculum=curriculum, batch_size=2)
+    lengths = [settings.block_size(step, 17) for step in range(100)]
+    for step in range(101):
+        assert settings.tokens_until(step, 17) == 2 * sum(lengths[:step])
+
+
+def test_many_tokens_are_quickly_counted() -> None:
+    settings = Settings(seq_curriculum=(64, 256), batch_size=1).for_tokens(10**12, 256)
+    assert settings.steps is not None
+    assert settings.tokens_until(settings.steps, 256) >= 10**12
+    fewer = replace(settings, steps=settings.steps - 1)
+    assert fewer.tokens_until(settings.steps - 1, 256) < 10**12
 
 
 def test_a_curriculum_that_shrinks_is_refused() -> None:
