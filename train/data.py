@@ -161,13 +161,20 @@ def store(corpus: Corpus, run_folder: Path) -> None:
     if carried:
         corpus.save(run_folder / "corpus")
     try:
-        if not (folder / _FILE).exists():
+        if not _holds(folder, corpus.fingerprint):
             corpus.save(folder)
     except OSError as error:
         if carried:
             return
         raise UserError(f"the corpus cannot be kept in {folder} ({error.strerror}): make room, or "
                         "set DIPTYCH_CACHE to another folder") from None
+
+
+def _holds(folder: Path, fingerprint: str) -> bool:
+    try:
+        return Corpus.load(folder).fingerprint == fingerprint
+    except UserError:
+        return False
 
 
 def find(run_folder: Path, fingerprint: str, hint: str) -> Corpus:

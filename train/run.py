@@ -190,7 +190,8 @@ def described(corpus: Corpus) -> dict[str, object]:
 
 def recipe(run: RunDir) -> str:
     """The command that prepares the corpus of a run again, and leaves it in the cache."""
-    words = ["python", shown("train/run.py"), "--arch", run.config["arch"], "--steps", "0"]
+    words = ["python", shown("train/run.py"), "--arch", run.config["arch"], "--steps", "0",
+             "--block-size", str(run.spec.block_size)]
     for name in ("data", "tokenizer", "data_config", "data_split", "data_tokens", "text_column"):
         value = getattr(run.settings, name)
         if value is not None and value != getattr(Settings, name):
