@@ -17,7 +17,7 @@ import safetensors
 import safetensors.numpy
 
 from specs.errors import UserError
-from train.files import write_bytes
+from train.files import expanded, write_bytes
 from train.sources import BUILTIN, texts
 from train.tokenizer import Tokenizer, make_tokenizer, pieces
 
@@ -140,7 +140,8 @@ def _read(data: str, characters: int | None, config: str | None, split: str,
 def _describe(data: str, config: str | None, split: str) -> str:
     if data in BUILTIN:
         return f"{data} of Python {platform.python_version()}"
-    return " ".join([data, *filter(None, [config]), *([split] if split != "train" else [])])
+    name = data.encode(errors="replace").decode()  # of a file, which need not be UTF-8
+    return " ".join([name, *filter(None, [config]), *([split] if split != "train" else [])])
 
 
 def require_length(corpus: Corpus, block_size: int) -> None:
@@ -201,7 +202,7 @@ def find(run_folder: Path, fingerprint: str, hint: str) -> Corpus:
 
 def cache_folder() -> Path:
     """Where things are kept between runs."""
-    return Path(os.environ.get("DIPTYCH_CACHE") or "~/.cache/diptych").expanduser()
+    return expanded(os.environ.get("DIPTYCH_CACHE") or "~/.cache/diptych")
 
 
 def _cache() -> Path:

@@ -45,6 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     if args.folder.exists() and not (args.folder.is_dir() and not any(args.folder.iterdir())):
         raise UserError(f"{args.folder} exists and is not empty: choose another folder")
+    if args.folder.resolve() == Path.cwd():  # it would be replaced under the feet of the shell
+        raise UserError("the folder you are in cannot be written as a whole: name a new one")
     run = RunDir.open(args.run)
     spec, tokenizer = run.spec, run.tokenizer()
     folder = neighbour(spec.arch).to_upstream(spec, run.weights(args.step), args.to)

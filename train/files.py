@@ -84,6 +84,14 @@ def remove_folder(path: Path) -> None:
     shutil.rmtree(aside)
 
 
+def expanded(name: str) -> Path:
+    """The path of this name, with ~ and ~user in full. Raises `UserError` for an unknown user."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise UserError(f"{name}: there is no such home folder, write the path in full") from None
+
+
 def sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:

@@ -31,6 +31,9 @@ RESUMABLE = {"steps", "minutes", "lr", "min_lr", "grad_clip", "micro_batch", "me
              "save_every", "keep"}
 
 
+_MOST = 1e15  # of tokens and bytes: more than there are
+
+
 def option(group: Any, name: str, help: str, default: Any = None, **kind: Any) -> None:
     """Add the option of a setting; `default`: where it is another than the setting's own."""
     field = Settings.__dataclass_fields__.get(name[2:].replace("-", "_"))
@@ -217,9 +220,12 @@ def _number(text: str, units: dict[str, int], what: str) -> int:
     if match is None or unit not in units:
         raise argparse.ArgumentTypeError(f"{text!r} must be {what}")
     try:
-        return int(float(match[1]) * units[unit])
-    except (ValueError, OverflowError):
+        number = float(match[1]) * units[unit]
+    except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} must be {what}") from None
+    if number > _MOST:
+        raise argparse.ArgumentTypeError(f"{text!r} must be {what}, at most {_MOST:g}")
+    return int(number)
 
 
 def _count(text: str) -> int:

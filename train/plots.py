@@ -87,9 +87,12 @@ def on_terminal(rows: Rows, keys: tuple[str, ...] = ("loss", "val_loss")) -> Non
 
 
 def characters(curves: Sequence[tuple[str, Sequence[float], Sequence[float]]], x: str) -> None:
-    """Draw curves, (label, x, y) each, with characters."""
+    """Draw curves, (label, x, y) each, with characters; those without points are left out."""
     import plotext
 
+    curves = [curve for curve in curves if len(curve[1])]
+    if not curves:
+        return
     plotext.clear_figure()
     plotext.theme("clear")
     plotext.plot_size(72, 16)

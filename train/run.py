@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     loop, ending, drawn = None, None, []
     try:
         with ExitStack() as locks:
-            loop = (resume if args.resume else start)(args, backend, locks)
+            loop = (start if args.resume is None else resume)(args, backend, locks)
             ending = loop.train()
             drawn = plots.draw(loop.run.path)
     except KeyboardInterrupt:

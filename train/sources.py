@@ -15,6 +15,7 @@ from typing import Any
 from specs.base import did_you_mean
 from specs.errors import UserError
 from train.builtin import documentation, source_files
+from train.files import expanded
 
 BUILTIN = {"builtin": documentation, "builtin-source": source_files}
 _LOADERS = {".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
@@ -37,7 +38,9 @@ def texts(data: str, config: str | None = None, split: str = "train",
     .jsonl, .parquet and .csv files. Raises `UserError` for what is missing, no text or not to be
     had of plain text, also while it is read.
     """
-    path = Path(data).expanduser()
+    if not data:
+        raise UserError("--data is empty: give a file, a folder or a `datasets` id")
+    path = expanded(data)
     local = data in BUILTIN or path.exists()
     if config is not None and local:
         raise UserError(f"{data} has no configuration {config!r}: only a `datasets` id has")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import tokenizers
@@ -18,6 +17,7 @@ from tokenizers import decoders, models, trainers
 from tokenizers.pre_tokenizers import ByteLevel
 
 from specs.errors import UserError
+from train.files import expanded
 
 _PIECE = 1 << 16  # characters, at most twice as many
 _SEAM = re.compile(r"\w(?= \w)")
@@ -54,7 +54,8 @@ class Tokenizer:
         return self._library.to_str(pretty=True)
 
     def encode(self, text: str) -> np.ndarray:
-        """The ids of `text`, (n,) int32. Raises `UserError` if it cannot be said in UTF-8."""
+        """The ids of `text`, (n,) int32. Raises `UserError` if it cannot be said in UTF-8, or not
+        with this vocabulary."""
         try:
             data = text.encode()
         except UnicodeEncodeError as error:
@@ -68,8 +69,12 @@ class Tokenizer:
         ids: list[np.ndarray] = [np.empty(0, np.int32)]
         for start in track(range(0, len(cut), _TOGETHER), "Encoding", console=console,
                            transient=True, disable=quiet):
-            encodings = self._library.encode_batch_fast(cut[start:start + _TOGETHER],
-                                                        add_special_tokens=False)
+            try:
+                encodings = self._library.encode_batch_fast(cut[start:start + _TOGETHER],
+                                                            add_special_tokens=False)
+            except Exception as error:  # the library raises nothing narrower
+                reason = str(error).splitlines()[0]
+                raise UserError(f"this tokenizer cannot say the text: {reason}") from None
             ids += [np.array(encoding.ids, np.int32) for encoding in encodings]
         return np.concatenate(ids)
 
@@ -128,13 +133,13 @@ def make_tokenizer(name: str, train_text: Iterable[str]) -> Tokenizer:
     """
     if name == "bytes":
         return Tokenizer(_byte_level())
-    if name.startswith("bpe"):
+    if name == "bpe" or name.startswith("bpe:"):
         size = name.removeprefix("bpe:")
-        if not size.isdecimal() or int(size) < 257:
+        if not re.fullmatch(r"\d{3,7}", size) or int(size) < 257:
             raise UserError(f"tokenizer {name!r}: bpe: is followed by the size of its vocabulary, "
-                            "at least 257, as in bpe:4096")
+                            "at least 257 and below ten million, as in bpe:4096")
         return Tokenizer(_train_bpe(int(size), train_text))
-    path = Path(name).expanduser()
+    path = expanded(name)
     try:
         return Tokenizer.from_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,10 @@ CASES = {
                          "not enough memory (array is too big"),
     "not-a-field": ([*NEW, "--set", "n_layer"], "must be FIELD=VALUE"),
     "small-vocabulary": ([*NEW, "--set", "vocab_size=64"], "too small for the tokenizer"),
+    "nameless-run": (["--resume", ""], "no run ''"),
+    "nameless-data": (["--arch", "bdh", "--data", ""], "--data is empty"),
+    "nobody-s-data": (["--arch", "bdh", "--data", "~nobody-here/x.txt"], "no such home folder"),
+    "nobody-s-tokenizer": ([*NEW, "--tokenizer", "~nobody-here/t.json"], "no such home folder"),
     "missing-data": (["--arch", "bdh", "--data", "nowhere.txt"], "nowhere.txt"),
     "empty-data": (["--arch", "bdh", "--data", "empty.txt"], "no text"),
     "binary-data": (["--arch", "bdh", "--data", "binary.bin"], "binary.bin"),
@@ -35,9 +40,12 @@ CASES = {
     "unknown-tokenizer": ([*NEW, "--tokenizer", "gpt2"], "no tokenizer 'gpt2'"),
     "foreign-tokenizer": ([*NEW, "--tokenizer", "text.txt"], "tokenizer.json"),
     "small-bpe": ([*NEW, "--tokenizer", "bpe:12"], "at least 257"),
+    "endless-bpe": ([*NEW, "--tokenizer", f"bpe:{'9' * 20}"], "below ten million"),
+    "two-words": ([*NEW, "--tokenizer", "words.json"], "this tokenizer cannot say the text"),
     "two-bounds": ([*NEW, "--minutes", "1"], "both bound the run"),
     "bad-batch": ([*NEW, "--batch-size", "0"], "--batch-size 0 must be at least 1"),
     "endless-tokens": ([*NEW[:-2], "--tokens", "9" * 400], "must be a number such as 500k"),
+    "more-tokens": ([*NEW[:-2], "--tokens", "99999999999999999999B"], "at most 1e+15"),
     "bad-micro": ([*NEW, "--batch-size", "4", "--micro-batch", "8"], "at most the batch size"),
     "bad-lr": ([*NEW, "--lr", "-1"], "--lr -1.0 must be positive"),
     "bad-beta": ([*NEW, "--beta2", "1"], "--beta2 1.0 must be at least 0 and below 1"),
@@ -55,6 +63,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_text("to be or not to be, that is the question. " * 100)
     Path("empty.txt").write_text(" \n")
+    Path("words.json").write_text(json.dumps({"model": {
+        "type": "WordLevel", "vocab": {"to": 0, "be": 1}, "unk_token": "?"}}))
     Path("binary.bin").write_bytes(bytes(range(256)) * 100)
 
 
@@ -71,7 +81,7 @@ def test_one_line_and_exit_code_2(case: str, capsys: pytest.CaptureFixture[str])
     said = capsys.readouterr().err
     assert stop.value.code == 2
     assert message in said and "Traceback" not in said
-    if case not in ("typo", "endless-tokens"):  # argparse shows the usage first
+    if case not in ("typo", "endless-tokens", "more-tokens"):  # argparse shows the usage first
         assert said.strip().splitlines()[-1].startswith("error: ")
     if case != "little-memory":
         assert not list(Path().glob("runs/*/step-*"))

@@ -102,6 +102,13 @@ def test_a_run_without_validation_has_a_row() -> None:
     assert overlay.picture([history], 0.6, "png")
 
 
+def test_runs_that_have_nothing_in_common_have_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    made("a", steps=2)  # which ended before its first validation
+    RunDir.open(made("b")).metrics.write_text('{"step": 4, "elapsed": 1, "val_loss": 2}\n')
+    assert command.main(["a", "b"]) == 0
+    assert capsys.readouterr().out.count("gpt") == 2
+
+
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     made("a")
     made("b", Settings(batch_size=8, steps=20))

@@ -2,6 +2,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -114,6 +115,12 @@ def test_tokens_are_small_where_the_vocabulary_fits(story, tmp_path):
     large, _ = prepare(str(story), str(path))
     assert (small.train.dtype, large.train.dtype) == (np.uint16, np.uint32)
     assert small.fingerprint == large.fingerprint
+
+
+def test_a_file_may_have_a_name_that_is_no_text(tmp_path):
+    corpus = replace(make_corpus(), source=module._describe("b\udcff.txt", None, "train"))
+    corpus.save(tmp_path)
+    assert Corpus.load(tmp_path).source == "b?.txt"
 
 
 # Keeping

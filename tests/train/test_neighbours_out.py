@@ -246,6 +246,14 @@ def test_an_empty_folder_is_filled_and_any_other_refused() -> None:
     assert {"out", "runs", "text.txt", "cache"} >= {path.name for path in Path().iterdir()}
 
 
+def test_the_folder_in_use_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new folder would take its place, and the shell be left in one that is gone."""
+    Path("empty").mkdir()
+    monkeypatch.chdir("empty")
+    with pytest.raises(UserError, match="the folder you are in"):
+        export.main(["--run", "a", "--to", "hf", "."])
+
+
 def test_other_runs_and_steps_are_refused() -> None:
     new_run("a", GPT(**SMALL))
     for arguments, message in ((["--run", "b"], "no run 'b'"),

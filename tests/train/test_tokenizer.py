@@ -145,7 +145,7 @@ def test_ids_with_gaps_are_below_the_vocabulary_size():
     assert Tokenizer.from_json(json.dumps(content)).vocab_size == 1000
 
 
-@pytest.mark.parametrize("name", ["bpe", "bpe:", "bpe:256", "bpe:4k", "bpe4096", "bpe:-5"])
+@pytest.mark.parametrize("name", ["bpe", "bpe:", "bpe:256", "bpe:4k", "bpe:-5"])
 def test_bad_bpe_size(name):
     with pytest.raises(UserError, match="at least 257"):
         make_tokenizer(name, [])
@@ -164,6 +164,12 @@ def test_bad_tokenizer_file(tmp_path, content, problem):
     with pytest.raises(UserError, match=problem) as caught:
         make_tokenizer(str(path), [])
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_file_may_be_called_like_a_bpe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bpe-mine.json").write_text(BYTES.to_json())
+    assert make_tokenizer("bpe-mine.json", []).to_json() == BYTES.to_json()
 
 
 def test_a_folder_is_no_tokenizer(tmp_path):
