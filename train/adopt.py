@@ -20,7 +20,7 @@ from train.neighbours import Folder, model_types, neighbour_of
 from train.neighbours.folder import keep_origin, read_config, read_tensors
 from train.options import DEFAULT_STEPS, data_options, given_settings, optimizer_options, option
 from train.run import described, prepared, shown
-from train.rundir import RunDir
+from train.rundir import RunDir, require_new
 from train.settings import Settings
 
 LR = 1e-4  # trained weights bear less than new ones
@@ -61,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
+    require_new(args.name)
     source, given = args.source, given_settings(args)
     spec, weights = read(source)
     spec = with_window(spec, args.block_size)

@@ -35,7 +35,7 @@ from train.options import (
     resumed_settings,
     with_tokens,
 )
-from train.rundir import RunDir
+from train.rundir import RunDir, require_new
 from train.settings import Settings
 from train.tokenizer import Tokenizer
 
@@ -70,6 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
 def start(args: argparse.Namespace, backend: Backend, locks: ExitStack) -> Loop:
     """A new run, written down with its first checkpoint once all is known to fit."""
     settings = new_settings(args)
+    require_new(args.name)
+    new_spec(args, vocab_size=1)  # what is misspelt is told before a long preparation
     corpus, tokenizer = prepared(settings)
     spec, preset = new_spec(args, tokenizer.vocab_size)
     settings = with_tokens(args, settings, spec.block_size)

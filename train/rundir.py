@@ -31,7 +31,7 @@ from train.tokenizer import Tokenizer
 
 FORMAT = 1
 RUNS = Path("runs")
-NAME = r"\w[\w.-]{0,99}"  # of a run, or of a group of them
+NAME = r"[^\W_][\w.-]{0,99}"  # of a run, or of a group of them; matplotlib hides "_…"
 
 
 class RunDir:
@@ -70,9 +70,7 @@ class RunDir:
 
         `fill` writes the rest of it; the run exists when that has ended well, or not at all.
         """
-        if name is not None and not re.fullmatch(f"({NAME}/)?{NAME}", name):
-            raise UserError(f"--name {name!r} must be at most 100 letters, digits, '-', '_' and "
-                            "'.', and begin with a letter or digit; GROUP/NAME for one of many")
+        require_new(name)
         path = RUNS / (name or free_name(f"{spec.arch}-{preset}"))
         try:
             with new_folder(path) as aside:
@@ -84,8 +82,9 @@ class RunDir:
                     "created": time.strftime("%Y-%m-%d %H:%M:%S")})
                 fill(aside)
         except FileExistsError:
-            raise UserError(f"{path} exists: go on with it by --resume {cls(path).name}, or "
-                            "choose another --name") from None
+            if name is None:  # taken by a run that began meanwhile
+                return cls.create(name, spec, settings, preset, tokenizer, corpus, versions, fill)
+            raise taken(path) from None
         return cls(path)
 
     @property
@@ -160,6 +159,22 @@ class RunDir:
                 raise UserError(f"another process is training {self.name}: wait for it, or stop "
                                 "it first") from None
             yield
+
+
+def require_new(name: str | None) -> None:
+    """Raises `UserError` for what no new run may be called; None: it names itself."""
+    if name is None:
+        return
+    if not re.fullmatch(f"({NAME}/)?{NAME}", name):
+        raise UserError(f"--name {name!r} must be at most 100 letters, digits, '-', '_' and '.', "
+                        "and begin with a letter or digit; GROUP/NAME for one of many")
+    if (RUNS / name / "config.json").exists():
+        raise taken(RUNS / name)
+
+
+def taken(path: Path) -> UserError:
+    return UserError(f"{path} exists: go on with it by --resume {RunDir(path).name}, or choose "
+                     "another --name")
 
 
 def free_name(base: str) -> str:
