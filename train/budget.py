@@ -40,6 +40,7 @@ arXiv 2204.02311); small models stay below it: measure your own (--run). A run's
 matrix-product rate that was measured on its machine, which is below the published one.
 """
 TEXT = "HuggingFaceFW/fineweb-edu"  # in samples of so many billion tokens:
+READING = 100  # bytes of the computer's memory a token while it is made: its text, several times
 SAMPLES = {10e9: "sample-10BT", 100e9: "sample-100BT", 350e9: "sample-350BT"}
 
 
@@ -114,6 +115,10 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError(f"no {args.arch} of any size fits: take a smaller --block-size or another "
                         "--gpu")
     console.print(f"\nOn {winner.name}, {told(winner)}:\n{command(winner, args)}")
+    if args.data is None:
+        console.print(f"While its text is made into tokens, this takes about {reading(winner):.3g} "
+                      "GB of the computer's own memory; with fewer --data-tokens it takes less, "
+                      "and some text is seen again")
     return 0
 
 
@@ -205,6 +210,16 @@ def told(offer: Offer) -> str:
             f"then lets it write at most {rate:,.0f} tokens/s in float32")
 
 
+def reading(offer: Offer) -> float:
+    """GB of memory that preparing the text of an offer takes."""
+    return READING * text_tokens(offer) / 1e9
+
+
+def text_tokens(offer: Offer) -> float:
+    """Tokens of text, of which a tenth is held out."""
+    return (offer.held or offer.free).tokens / 0.9
+
+
 def command(offer: Offer, args: argparse.Namespace) -> str:
     """The line that trains this model."""
     plan = offer.held or offer.free
@@ -219,7 +234,7 @@ def command(offer: Offer, args: argparse.Namespace) -> str:
     if args.data is None:
         enough = [name for size, name in SAMPLES.items() if size >= plan.tokens]
         words += ["--data-config", enough[0] if enough else "default", "--stream",
-                  "--data-tokens", counted(plan.tokens / 0.9)]
+                  "--data-tokens", counted(text_tokens(offer))]
     words += ["--tokenizer", f"bpe:{args.vocab_size}", "--tokens", counted(plan.tokens),
               "--batch-size", updates, "--memory", f"{RESERVE * offer.device.memory / 2**30:.3g}GB",
               "--lr", f"{peak_lr(offer.flops):.2g}", "--dtype", args.dtype]
