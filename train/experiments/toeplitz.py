@@ -25,7 +25,7 @@ ORIGINAL = {"nomean_proj": 2.1107, "mean_proj": 2.1927, "nomean_noproj": 2.2048,
             "mean_noproj": 2.3473}  # held-out loss
 VARIANTS = {f"{'' if mean else 'no'}mean_{'' if proj else 'no'}proj":
             {"do_toep_mean": mean, "do_toep_proj": proj}
-            for mean in (True, False) for proj in (True, False)}
+            for mean in (False, True) for proj in (False, True)}
 KERNELS = ("softplus", "raw")
 EFFECTS = {"the mean, with projections": ("mean_proj", "nomean_proj"),
            "the mean, without": ("mean_noproj", "nomean_noproj"),
@@ -126,5 +126,6 @@ EXPERIMENT = Experiment(
     setups=setups, answer=answer, steps=(200, 20_000), minutes=45, contexts=(64,),
     measures={**{f"{one}-{other}-{kernel}": Measure(steps, (f"{one}-{kernel}", f"{other}-{kernel}"))
                  for kernel in KERNELS for one, other in EFFECTS.values()},
+              "kernels": Measure(steps, ("nomean_noproj-raw", "nomean_noproj-softplus")),
               "writing": Measure(writing, tuple(WRITERS))},
     claims=CLAIMS)

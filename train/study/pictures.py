@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -127,13 +128,15 @@ def quality(plan: Plan, every: list[Row], file: Path) -> Path:
     figure, axes = plt.subplots(1, len(speeds), figsize=(1 + 5 * len(speeds), 4.5), sharey=True,
                                 squeeze=False, layout="constrained")
     for axis, (heading, figures) in zip(axes[0], speeds.items(), strict=True):
+        middle = fmean([figures[name].middle for name in best if name in figures])
         for name, row in best.items():
             if name in figures:
-                loss = row.loss[kind]
-                axis.errorbar(figures[name].middle, loss.middle, fmt="o", color=colour[name],
-                              yerr=[[loss.middle - loss.low], [loss.high - loss.middle]], capsize=3)
-                axis.annotate(name, (figures[name].middle, loss.middle), (5, 4), fontsize=8,
-                              textcoords="offset points")
+                loss, speed = row.loss[kind], figures[name].middle
+                axis.errorbar(speed, loss.middle, fmt="o", color=colour[name], capsize=3,
+                              yerr=[[loss.middle - loss.low], [loss.high - loss.middle]])
+                left = speed > middle  # where there is room for the name
+                axis.annotate(name, (speed, loss.middle), (-6 if left else 6, 4), fontsize=8,
+                              textcoords="offset points", ha="right" if left else "left")
         axis.set_xlabel(heading.replace("\n", " ") + " →")
         axis.margins(x=0.2)
         axis.grid(alpha=0.3)

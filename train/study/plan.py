@@ -219,13 +219,15 @@ class Plan:
         return self.setups[name].updates(budget * self.speed(name))
 
     def speed(self, name: str) -> float:
-        """Tokens/s: beside the first setup of the group where a measure has both, for trainings
-        that follow one another see the machine at different times; the median of trainings; or by
-        FLOPs."""
+        """Tokens/s: beside another setup where a measure has both, up to the first of the group,
+        for trainings that follow one another see the machine at different times; the median of
+        trainings; or by FLOPs."""
         first = next(other for other, setup in self.setups.items()
                      if setup.group == self.setups[name].group)
-        if beside := self.beside(name, first):
-            return beside["middle"] * self.speed(first)
+        for one, *others in (measure.setups for measure in self.measures.values()):
+            if one == name != first and len(others) == 1 and self.setups[others[0]].rates and (
+                    beside := self.beside(name, others[0])):
+                return beside["middle"] * self.speed(others[0])
         rates = [figures["rate"] for figures in self.ended(name, ("tokens", "clock"))]
         return median(rates) if rates else self.flops(name) / self.costs[name]
 
