@@ -124,7 +124,7 @@ def test_the_answer_of_questions() -> None:
         "128 (2.310)" in text
     assert "Twice the tokens bring the original from 2.010 to 1.810 nats (half of them: 2.310), " \
         "ten percent more about -0.028. A loss lower by 10 % is worth 2.0 times the tokens; what " \
-        "was measured, in times the tokens: modern (-0.200) 2.00, muon (-0.300) 2.83" in text
+        "was measured, in times the tokens: modern (-0.200) 2.0, muon (-0.300) 2.8" in text
     assert "the four options give -0.130 nats alone and summed, -0.200 together; these and Muon " \
         "-0.500 summed, -0.400 together" in text
     assert "of the time recompute 1.00, bfloat16 0.62, fused 1.00, their product is 0.62, " \

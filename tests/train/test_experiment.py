@@ -272,4 +272,5 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     assert experiment.main(["architectures", "--list", "--data", "text.txt"]) == 0
     said = capsys.readouterr().out
     assert all(f"--arch {arch} " in said for arch in architectures())
-    assert "sweep: bdh-lr0.001-sweep 50 steps" in said and not RUNS.exists()
+    assert "tokens: bdh-lr0.001-s0 200 steps, bdh-lr0.003-s0 200 steps" in said
+    assert not RUNS.exists()

@@ -27,6 +27,7 @@ GPT2 = {"norm": "layernorm", "pos": "learned", "mlp": "gelu"}
 OPTIONS: dict[str, dict[str, Any]] = {"rmsnorm": {"norm": "rmsnorm"}, "rope": {"pos": "rope"},
                                       "swiglu": {"mlp": "swiglu"}, "qk-norm": {"qk_norm": True}}
 WITHOUT = ("mamba2", "rwkv7", "hyena")  # softmax attention
+FAR = 8
 SLOPE = 0.01  # nats that twice the tokens must bring for a gain to be told in tokens
 LENGTHS = ("short", "modern", "long")
 WAYS: dict[str, dict[str, Any]] = {"recompute": {"recompute": True},
@@ -164,10 +165,15 @@ def data(plan: Plan) -> str:
             f"them: {half:.3f}), ten percent more about {-slope * log2(1.1):+.3f}.")
     if slope < SLOPE:
         return f"{said} More data hardly help it here."
-    worth = [f"{name} ({each.middle:+.3f}) {2 ** (-each.middle / slope):.2f}" for name, each
+    worth = [f"{name} ({each.middle:+.3f}) {times(-each.middle / slope)}" for name, each
              in gains(plan, kind, ["modern", "muon", "modern-muon", *WITHOUT]).items()]
-    return (f"{said} A loss lower by 10 % is worth {2 ** (0.1 * once / slope):.1f} times the "
+    return (f"{said} A loss lower by 10 % is worth {times(0.1 * once / slope)} times the "
             f"tokens; what was measured, in times the tokens: {listed(worth)}.")
+
+
+def times(doublings: float) -> str:
+    """A factor, as far as something may be said of it by a line through three points."""
+    return f"over {FAR}" if 2**doublings > FAR else f"{2**doublings:.1f}"
 
 
 def stacked(plan: Plan, kind: Kind) -> str:

@@ -43,10 +43,14 @@ class Finding:
 
 def finding(plan: Plan, claim: Claim) -> Finding:
     """What is known of the claim's setup beside its base."""
-    mine, base = (probed(plan, name).get("memory") for name in (claim.setup, claim.base))
-    memory = mine / base if mine and base else None
-    return Finding(time_ratio(plan, claim.setup, claim.base),
-                   Figure(memory, memory, memory) if memory else None,
+    here = [plan.setups[name].arguments() for name in (claim.setup, claim.base)
+            if name in plan.setups]
+    time = memory = None
+    if len(here) == 2 and here[0] != here[1]:  # and not one training, of another length
+        time = time_ratio(plan, claim.setup, claim.base)
+        mine, base = (probed(plan, name).get("memory") for name in (claim.setup, claim.base))
+        memory = figure([mine / base] if mine and base else [], mean)
+    return Finding(time, memory,
                    **{f"loss_{kind}": difference(plan, kind, claim.setup, claim.base)
                       for kind in plan.kinds})
 

@@ -4,8 +4,9 @@ A training, an `Arm`, is of one of these kinds:
 
     probe   no training: peak memory of a step, speed of decoding, for each setup
     measure no training: what train/study/timing.py finds of some setups side by side
-    sweep   a short training at each learning rate, beyond the best while that is the first or last
-    tokens  all setups see the same number of tokens (or their share of it), for each seed
+    tokens  all setups see the same number of tokens (or their share of it): with the first seed at
+            each learning rate, and beyond the best of them while that is the first or last, with
+            the other seeds at the best
     time    all setups of a group are given the same time (or their share), by the speeds that
             `tokens` measured
     clock   with --minutes, in place of both: each training is ended by the clock
@@ -25,14 +26,13 @@ from specs.backend import available_backends
 from train.study.setup import Setup, options
 from train.study.timing import SECONDS, Measure
 
-SWEEP = 0.25  # of the length of a training
 BEYOND = 3  # learning rates tried at most outside those given
 NEAR = 0.05  # a number of updates that differs by less is the same
 HELD_OUT = 16_384  # tokens of the held-out part that are read at once
 EVALUATIONS = 4  # of a training
 GUESS = 2e10  # FLOP/s, before anything is measured
 START = 5.0  # seconds of a process besides its training
-Kind = Literal["probe", "measure", "sweep", "tokens", "time", "clock"]
+Kind = Literal["probe", "measure", "tokens", "time", "clock"]
 Found = dict[str, dict[str, Any]]  # name of an arm → its figures
 
 
@@ -69,7 +69,7 @@ class Arm:
     @property
     def name(self) -> str:
         """Of its run, in the folder of the experiment."""
-        ending = {"probe": "-probe", "measure": "-measure", "sweep": f"-lr{self.lr:g}-sweep",
+        ending = {"probe": "-probe", "measure": "-measure",
                   "tokens": f"-lr{self.lr:g}-s{self.seed}"}
         return self.setup + ending.get(self.kind, f"-lr{self.lr:g}-{self.kind}-s{self.seed}")
 
@@ -132,32 +132,28 @@ class Plan:
         """All of them, in order: those that depend on what is not known yet, as it seems now."""
         yield from (Arm(name, "probe") for name in self.setups)
         yield from (Arm(name, "measure") for name in self.measures)
-        yield from self.sweep()
-        for kind in self.kinds:
-            for seed in range(self.seeds):
-                for name in self.setups:
-                    for lr in self.shown(name):
-                        arm = self.arm(name, kind, lr, seed)
-                        if arm.kind == kind:
-                            yield arm
+        seen = set()
+        for arm in self.trainings():
+            if arm not in seen:
+                seen.add(arm)
+                yield arm
 
-    def sweep(self) -> Iterator[Arm]:
-        if self.experiment.choose:
-            for name in self.setups:
-                rates = self.rates(name)
-                if len(rates) > 1:
-                    yield from (self.swept(name, lr) for lr in rates)
+    def trainings(self) -> Iterator[Arm]:
+        """Those that tell which learning rate is best, then all that are compared."""
+        yield from (self.swept(name, lr) for name in self.setups for lr in self.rates(name))
+        yield from (self.arm(name, kind, lr, seed) for kind in self.kinds
+                    for seed in range(self.seeds) for name in self.setups
+                    for lr in self.shown(name))
 
     def swept(self, name: str, lr: float) -> Arm:
-        length = self.clock(name) or self.updates(name)
-        short = SWEEP * length if self.minutes else max(1, round(SWEEP * length))
-        return Arm(name, "sweep", lr, 0, short)
+        """The training that tells how good this learning rate is."""
+        return self.arm(name, self.kinds[0], lr, 0)
 
     def rates(self, name: str) -> list[float]:
-        """The learning rates of a sweep, in order."""
+        """The learning rates that are tried, in order."""
         rates = sorted(self.setups[name].rates and (self.lrs or self.setups[name].rates))
         factor = rates[1] / rates[0] if len(rates) > 1 and not self.lrs else 1.0
-        for _ in range(BEYOND if factor > 1 else 0):
+        for _ in range(BEYOND if factor > 1 and self.experiment.choose else 0):
             best = self.best(name, rates)
             if best == rates[0]:
                 rates.insert(0, float(f"{rates[0] / factor:.2g}"))
@@ -175,13 +171,14 @@ class Plan:
             figures.get("updates", arm.length) / arm.length - 1) < NEAR)
 
     def best(self, name: str, rates: list[float]) -> float | None:
-        """The learning rate whose sweep ended lowest; None before all are known, or if all fail."""
+        """The learning rate whose training ended lowest; None before all are known, or if all
+        fail."""
         losses = {lr: loss for lr in rates if (loss := self.loss(self.swept(name, lr))) is not None}
         known = len(losses) == len(rates) and min(losses.values()) < inf
         return min(losses, key=losses.__getitem__) if known else None
 
     def shown(self, name: str) -> list[float]:
-        """The learning rates of a setup that are compared: the best of its sweep, or all."""
+        """The learning rates of a setup that are compared: the best, or all."""
         rates = self.rates(name)
         if not self.experiment.choose or len(rates) <= 1:
             return rates
@@ -196,8 +193,7 @@ class Plan:
         """The training of this kind; that of equal tokens where equal time is the same."""
         if kind == "clock":
             return Arm(name, kind, lr, seed, self.clock(name))
-        timed = self.timed(name)
-        if kind == "time" and abs(timed / self.updates(name) - 1) >= NEAR:
+        if kind == "time" and abs((timed := self.timed(name)) / self.updates(name) - 1) >= NEAR:
             return Arm(name, kind, lr, seed, timed)
         return Arm(name, "tokens", lr, seed, self.updates(name))
 
@@ -242,10 +238,10 @@ class Plan:
         return {}
 
     def flops(self, name: str) -> float:
-        """FLOP/s that a setup was seen to reach in its sweep, or any, or a guess."""
+        """FLOP/s that a setup was seen to reach, or any, or a guess."""
         for known in ([name], list(self.setups)):
             rates = [figures["rate"] * self.costs[each] for each in known
-                     for figures in self.ended(each, ("sweep", "tokens", "clock"))]
+                     for figures in self.ended(each, ("tokens", "clock"))]
             if rates:
                 return median(rates)
         return GUESS

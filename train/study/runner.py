@@ -137,7 +137,7 @@ class Runner:
         faults, most = list(plan.setups[arm.setup].faults), plan.specs[arm.setup].max_length
         lengths = [length for length in plan.lengths if most is None or length <= most]
         return {**common, "name": name, "words": plan.training_words(arm), "faults": faults,
-                "lengths": lengths if arm.kind != "sweep" else []}
+                "lengths": lengths}
 
     def ask(self, arm: Arm) -> dict[str, Any]:
         """The figures of one arm. Raises `KeyboardInterrupt` once its training has saved."""
