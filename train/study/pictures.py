@@ -55,7 +55,8 @@ def panels(plan: Plan, every: list[Row]) -> list[Panel]:
         best = {row.setup: row for row in best_rows(every, kind)}
         found.append((f"held-out loss,\n{TITLES[kind]}",
                       {name: row.loss[kind] for name, row in best.items()}))
-    found.append(("training,\ntokens/s", {row.setup: row.rate for row in every if row.rate}))
+    found.append(("training,\ntokens/s", {row.setup: exact(plan.speed(row.setup))
+                                          for row in every if row.rate}))
     found.append(("memory of\na step, MB", {
         name: exact(probed(plan, name)["memory"] / 1e6) for name in plan.setups
         if "memory" in probed(plan, name)}))
