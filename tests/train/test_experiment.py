@@ -101,9 +101,9 @@ def test_every_experiment(name: str, backend: str, capsys: pytest.CaptureFixture
         assert 4 < row["loss_tokens"]["middle"] < 8 and row["memory"] > 0
     measures = [arm for arm in found["arms"].values() if arm["kind"] == "measure"]
     both = len(available_backends()) == 2
-    expected = {"bdh-improvements": 6 + both, "questions": 2, "optimizers": 1, "toeplitz": 1,
-                "batch-vs-seqlen": 1}
-    assert len(measures) == expected.get(name, 0)
+    expected = {"architectures": len(architectures()) - 1, "bdh-improvements": 6 + both,
+                "mla-long": 0, "moe-baseline": 2, "questions": 2}
+    assert len(measures) == expected.get(name, 1)
     assert not any("error" in arm for arm in found["arms"].values())
     trainings = sum("loss" in arm for arm in found["arms"].values())
     assert shown.err.count("tokens/s") >= trainings > 0

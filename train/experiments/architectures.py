@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from specs import architectures
 from train.study.equal import equal_setups
 from train.study.figures import best_rows, listed, probed, ranking, rows
 from train.study.plan import Experiment, Plan
 from train.study.setup import Setup
+from train.study.timing import Measure, steps
 
 RATES = (1e-3, 3e-3, 1e-2)
 
@@ -48,4 +50,5 @@ def answer(plan: Plan) -> str:
 
 EXPERIMENT = Experiment(
     question="Which architecture learns most from equal tokens, and in equal time?",
-    setups=setups, answer=answer, steps=(200, 10_000), minutes=60, contexts=(64, 2048))
+    setups=setups, answer=answer, steps=(200, 10_000), minutes=60, contexts=(64, 2048),
+    measures={name: Measure(steps, (name, architectures()[0])) for name in architectures()[1:]})

@@ -11,9 +11,11 @@ from __future__ import annotations
 from typing import Any
 
 from specs import Spec, gpt, moe
+from train.study.claims import time_ratio
 from train.study.figures import Row, rows, spread
 from train.study.plan import Experiment, Plan
 from train.study.setup import Setup
+from train.study.timing import Measure, steps
 
 LR = 1e-2
 
@@ -52,16 +54,16 @@ def answer(plan: Plan) -> str:
         if known:
             said.append(f"{when}: {', '.join(known)} nats a token.")
         if "moe" in found and kind in found["moe"].loss:
-            said += [versus(found["moe"], row, kind) for name, row in found.items()
+            said += [versus(plan, found["moe"], row, kind) for name, row in found.items()
                      if name != "moe" and kind in row.loss]
     return " ".join(said)
 
 
-def versus(mixture: Row, row: Row, kind: Any) -> str:
+def versus(plan: Plan, mixture: Row, row: Row, kind: Any) -> str:
     mine, other = mixture.loss[kind], row.loss[kind]
     sure = mine.below(other) or other.below(mine)
-    speed = (f" and trains at {mixture.rate.middle / row.rate.middle:.2f} times its tokens/s"
-             if mixture.rate and row.rate else "")
+    ratio = time_ratio(plan, row.setup, "moe")
+    speed = f" and trains at {ratio.middle:.2f} times its tokens/s" if ratio else ""
     return (f"The mixture is {abs(mine.middle - other.middle):.3f} nats "
             f"{'below' if mine.middle < other.middle else 'above'} {row.setup}"
             f"{'' if sure else ' (the seeds overlap)'}{speed}.")
@@ -69,4 +71,5 @@ def versus(mixture: Row, row: Row, kind: Any) -> str:
 
 EXPERIMENT = Experiment(
     question="What does a mixture of experts gain over dense models of its active and total size?",
-    setups=setups, answer=answer, steps=(200, 20_000), minutes=20, contexts=(64, 512))
+    setups=setups, answer=answer, steps=(200, 20_000), minutes=20, contexts=(64, 512),
+    measures={name: Measure(steps, (name, "moe")) for name in ("dense-active", "dense-total")})
