@@ -30,7 +30,7 @@ from train import batches
 from train.data import prepare
 from train.files import write_json
 from train.settings import Settings
-from train.study.probe import held, steps
+from train.study.probe import held_by_frameworks
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -77,8 +77,7 @@ def measure(args: argparse.Namespace, name: str, dtype: Dtype, vary: str) -> dic
     corpus, tokenizer = prepare("builtin", "bytes")
     spec = spec_type(args.arch).preset(args.preset, **{
         field: value, "block_size": args.seq, "vocab_size": tokenizer.vocab_size})
-    steps(backend, spec.replace(n_layer=1, block_size=8), Settings(batch_size=1))
-    before = held(backend)  # what a framework loads when it is first used is no part of training
+    before = held_by_frameworks(backend, spec, Settings(batch_size=1))
     model = backend.build(spec, init_weights(spec), dtype)
     trainer = backend.trainer(model, OptimizerSettings())
     losses, seconds = [], []

@@ -18,7 +18,7 @@ import numpy as np
 from specs import init_weights, spec_type
 from specs.backend import Batch, OptimizerSettings, load_backend
 from train.settings import Settings
-from train.study.probe import decode, held, steps
+from train.study.probe import decode, held_by_frameworks
 
 
 def timed(work: Callable[[], object], seconds: float) -> float:
@@ -40,8 +40,7 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     rows = rng.integers(0, spec.vocab_size, (task["batch"], task["seq"] + 1)).astype(np.int32)
     batch = Batch(rows[:, :-1], rows[:, 1:])
-    steps(backend, spec.replace(n_layer=1, block_size=8), Settings(batch_size=1))
-    before = held(backend)  # what a framework loads when it is first used is no part of training
+    before = held_by_frameworks(backend, spec, Settings(batch_size=1))
     model = backend.build(spec, weights, task["dtype"])
     trainer = backend.trainer(model, OptimizerSettings())
 

@@ -5,7 +5,6 @@ The prompt line itself is generate/terminal.py; nothing here reads keys.
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from specs.backend import available_backends, load_backend
 from specs.base import did_you_mean
 from specs.errors import UserError
 from train import checkpoint
-from train.files import write_text
+from train.files import expanded, write_text
 
 COMMANDS = {  # name: (what follows it, what it does)
     "checkpoints": ("", "the steps that /load can take, with their validation loss"),
@@ -169,7 +168,7 @@ class Session:
         self.remark(f"{name} {self.settings()[name]}")
 
     def do_save(self, file: str) -> None:
-        path = Path(os.path.expanduser(file))
+        path = expanded(file)
         if not self.written:
             raise UserError("nothing was written yet: type a prompt first")
         if path.exists() and path.resolve() not in self.saved:

@@ -21,9 +21,7 @@ DECODED = 16  # tokens timed at each context length
 def probe(backend: Backend, spec: Spec, settings: Settings, contexts: list[int]) -> dict[str, Any]:
     """{"memory": bytes that model and training add to the process, or to the device, at their
     peak; "decoding": {context: tokens/s of one sequence behind so many tokens}}."""
-    small = spec.replace(n_layer=1, block_size=8)
-    steps(backend, small, settings)  # what frameworks load when they are first used is no part
-    before = held(backend)
+    before = held_by_frameworks(backend, spec, settings)
     model = steps(backend, spec, settings)
     memory = backend.peak_memory() - before
     most = spec.max_length or max([*contexts, 0]) + DECODED
@@ -45,6 +43,13 @@ def steps(backend: Backend, spec: Spec, settings: Settings) -> Model:
         trainer.step(batches, settings.lr)
         trainer.read()
     return model
+
+
+def held_by_frameworks(backend: Backend, spec: Spec, settings: Settings) -> int:
+    """Bytes in use once a small model was trained: what frameworks load when they are first used
+    is no part of training."""
+    steps(backend, spec.replace(n_layer=1, block_size=8), settings)
+    return held(backend)
 
 
 def held(backend: Backend) -> int:
