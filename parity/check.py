@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +11,13 @@ import numpy as np
 from rich.console import Console
 
 from parity.cases import lively_weights, random_spec
-from parity.ladder import RUNGS, climb
+from parity.ladder import RUNGS
 from parity.oracle import Oracle, read_oracle, reproduce
 from parity.report import Report, as_json
-from parity.subject import Subject
+from parity.side_by_side import climbing
+from parity.subject import SMALL, Subject, load_panels
 from specs import Spec, UserError, architectures, main_exit, spec_type
-from specs.backend import BACKENDS, Arrays, Backend, available_backends, load_backend
+from specs.backend import Arrays
 from specs.base import did_you_mean, parse_field
 from train.files import require_file, write_json
 from train.rundir import RunDir
@@ -67,17 +67,19 @@ def main() -> int:
     check_options(args)
     rungs = chosen_rungs(args.rungs)
     models = list(chosen_models(args))
-    panels = load_panels(small=all(spec.param_count() < 10**6 for _, spec, *_ in models))
+    panels = load_panels(small=all(spec.param_count() < SMALL for _, spec, *_ in models))
+    subjects = [Subject(spec, weights, panels, panels["torch"], args.seed)
+                for _, spec, weights, _ in models]
     report, documents, ok = Report(Console()), [], True
     report.panels(panels)
-    for title, spec, weights, file in models:
-        subject = Subject(spec, weights, panels, panels["torch"], args.seed)
-        report.head(title, subject)
-        climbing = reproduce(subject, file) if file else climb(subject, rungs)
-        with report.console.status("climbing …"):
-            results = [report.row(result) for result in climbing]
-        documents.append(as_json(title, subject, results))
-        ok = ok and all(result.ok for result in results)
+    with climbing(subjects, rungs) as climbs:
+        for (title, *_, oracle), subject, climb in zip(models, subjects, climbs, strict=True):
+            report.head(title, subject)
+            with report.console.status("climbing …"):
+                results = [report.row(result) for result in (
+                    reproduce(subject, oracle) if oracle else climb)]
+            documents.append(as_json(title, subject, results))
+            ok = ok and all(result.ok for result in results)
     report.end(ok)
     if args.json:
         versions = {"python": platform.python_version(), "numpy": np.__version__,
@@ -150,18 +152,6 @@ def chosen_specs(arch: str, args: argparse.Namespace) -> Iterator[tuple[str, Spe
         yield title, spec_type(arch).preset(args.preset or "tiny", **fields)
     for seed in range(args.seed, args.seed + (args.random or not (args.preset or args.set))):
         yield f"odd, seed {seed}", random_spec(arch, seed)
-
-
-def load_panels(small: bool) -> dict[str, Backend]:
-    """Both panels, PyTorch on the CPU, where it is also the referee."""
-    missing = [name for name in BACKENDS if name not in available_backends()]
-    if missing:
-        raise UserError(f"parity compares MLX with PyTorch, and {' and '.join(missing)} cannot be "
-                        "found here: pip install -e '.[all]'")
-    if small:  # threads would only wait for each other
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-    torch = load_backend("torch", "cpu")  # before MLX, so that each has the BLAS it came with
-    return {"mlx": load_backend("mlx"), "torch": torch}
 
 
 if __name__ == "__main__":

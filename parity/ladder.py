@@ -23,9 +23,9 @@ RUNGS: Mapping[str, Rung] = {
     "gradients": rungs.gradients,
     "optimizer": step_rung.optimizer_step,
     "trajectory": training_rungs.trajectory,
+    "resume": training_rungs.resume,
     "decoding": decoding_rungs.decoding,
     "sampling": decoding_rungs.sampling,
-    "resume": training_rungs.resume,
 }
 
 

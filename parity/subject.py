@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from parity.budget import Figures, Floor, distance, judge, norm, over, own_rounding
 from parity.cases import Case
-from specs.backend import Arrays, Backend, Batch, Dtype, Model
+from specs import UserError
+from specs.backend import (
+    BACKENDS,
+    Arrays,
+    Backend,
+    Batch,
+    Dtype,
+    Model,
+    available_backends,
+    load_backend,
+)
 from specs.base import Spec
+
+SMALL = 10**6  # parameters below which threads would only wait for each other
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +36,25 @@ class Subject:
     panels: Mapping[str, Backend]
     referee: Backend
     seed: int = 0
+
+    @property
+    def small(self) -> bool:
+        return self.spec.param_count() < SMALL
+
+
+def load_panels(small: bool) -> dict[str, Backend]:
+    """Both panels, PyTorch on the CPU, where it is also the referee.
+
+    Raises `UserError` where one is not installed.
+    """
+    missing = [name for name in BACKENDS if name not in available_backends()]
+    if missing:
+        raise UserError(f"parity compares MLX with PyTorch, and {' and '.join(missing)} cannot be "
+                        "found here: pip install -e '.[all]'")
+    if small:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch = load_backend("torch", "cpu")  # before MLX, so that each has the BLAS it came with
+    return {"mlx": load_backend("mlx"), "torch": torch}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import parity.subject
 from parity import check
 from parity.ladder import RUNGS
 from specs import architectures, main_exit
@@ -116,6 +117,6 @@ def test_a_missing_backend_is_said_in_one_line(
         here: list[str], monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(check, "available_backends", lambda: here)
+    monkeypatch.setattr(parity.subject, "available_backends", lambda: here)
     assert run(monkeypatch, *SMALL) == 2
     assert "pip install -e '.[all]'" in capsys.readouterr().err
