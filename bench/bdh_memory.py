@@ -39,7 +39,8 @@ Step = Callable[[], object]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--who", nargs="+", choices=OWN, default=OWN, help="default: all")
     parser.add_argument("--official", type=Path, metavar="FILE", help="bdh.py of pathwaycom/bdh")
     parser.add_argument("--preset", default="25m")

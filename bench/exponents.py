@@ -98,7 +98,7 @@ def aims(document: dict[str, Any]) -> Iterator[tuple[str, str, bool]]:
         if arch in LINEAR and fitted:
             p, shortest, longest = fitted
             yield (f"{arch}, {backend}: training cost exponent at most {LINEAR[arch]}",
-                   f"{p:.2f} from {shortest:,} to {longest:,}", p <= LINEAR[arch])
+                   f"{p:.4f} from {shortest:,} to {longest:,}", p <= LINEAR[arch])
         for kind, figures in found["decode"].items():
             if kind == "recurrent":
                 yield from flat(f"{arch}, {backend}", points(figures))

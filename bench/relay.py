@@ -34,7 +34,8 @@ RUNNERS = ["relay-mlx", "relay-torch", "relay"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", default="bdh")
     parser.add_argument("--steps", type=int, default=300)
     args = parser.parse_args()

@@ -92,8 +92,8 @@ def page(document: dict[str, Any], plan: Plan, path: Path, picture: str) -> None
     about = document["about"]
     lines = [
         "# Optimisations: the claim beside the measurement", "",
-        "Written by `python bench/optimizations.py`, which on another device measures what this "
-        "one cannot show.", "",
+        "Written by `python bench/optimizations.py --out docs`, which on another device measures "
+        "what this one cannot show.", "",
         f"The baseline is GPT-2's form, {plan.layers} layers of {plan.width}, "
         f"{document['parameters']:,} parameters, {plan.batch} × {plan.block} tokens an update, in "
         f"float32, all scores of attention at once; `long` is one window of {plan.long:,} tokens. "

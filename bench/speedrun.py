@@ -8,7 +8,7 @@ windows of 64 characters, 2,000 steps of AdamW, and reaches a validation loss of
 PyTorch first; then our preset "shakespeare" on each backend, until it is as good; then, with
 --times, the best that we know to buy with so many times the recipe's time. Time is that of
 training alone; losses are of the whole held-out tenth, in nats a character. Every contestant is a
-run of train/run.py (runs/speedrun-...); RESULTS/speedrun.json has the figures.
+run of train/run.py (runs/speedrun-...); runs/bench/speedrun.json has the figures.
 """
 
 from __future__ import annotations

@@ -84,9 +84,10 @@ def parser() -> argparse.ArgumentParser:
         "one)")
     add("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "float64"),
         help="what products are computed in (%(default)s)")
-    add("--state", default="auto", metavar="auto|cache|recurrent",
-        help="what decoding remembers: all tokens, or a state of constant size; both are exact "
-             "(%(default)s: the smaller one)")
+    add("--state", default="auto", metavar="auto|cache|recurrent|online",
+        help="what decoding remembers: all tokens; a state of constant size; or, in hyena and "
+             "toeplitz, all tokens and sums for those to come. All are exact (%(default)s: the "
+             "smaller one, or the sums)")
     return parser
 
 

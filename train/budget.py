@@ -24,7 +24,7 @@ from train.rundir import RunDir
 
 EXAMPLES = """examples:
   python train/budget.py --budget 5                          $5 of one H100
-  python train/budget.py --budget 5 --compare                the same on every device
+  python train/budget.py --budget 5 --compare                the same on each device for rent
   python train/budget.py --hours 12 --gpu m4-max --arch bdh  a night on your own Mac
   python train/budget.py --budget 20 --gpu b200 --run gpt-demo   with the MFU that a run has reached
 

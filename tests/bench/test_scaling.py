@@ -151,6 +151,6 @@ def test_aims() -> None:
         recurrent={"256": {"seconds": 1.0}, "512": {"seconds": 0.9}, "65536": {"seconds": 1.04}},
         online={"256": {"mean": 1.0}, "65536": {"mean": 1.5}}))]
     assert found[:2] == [("gpt", "-10.0% at most", False), ("gpt", "1.50 times", True)]
-    assert ("hyena", "1.20 from 2,048 to 4,096", True) in found
+    assert ("hyena", "1.2000 from 2,048 to 4,096", True) in found
     assert ("hyena", "6.0 times", True) in found
-    assert ("retnet", "1.20 from 2,048 to 4,096", False) in found
+    assert ("retnet", "1.2000 from 2,048 to 4,096", False) in found

@@ -208,6 +208,6 @@ def memory_ratio(plan: Plan, name: str) -> Figure | None:
 
 
 EXPERIMENT = Experiment(
-    question="Modern options, attention, length, data, and what stacks: five questions",
+    question="Modern options, attention, length, data: what helps a small model, and what stacks?",
     setups=setups, answer=answer, steps=(200, 10_000), minutes=45, measures=MEASURES,
     claims=CLAIMS)
