@@ -181,7 +181,7 @@ def rare(decoder: Decoder, T: int, N: int, usual: float) -> float:
     before one such are read at once."""
     more, U = 0.0, 2 * N
     while U <= T // 2:
-        decoder.prefill(drawn(1, T + U - 1 - decoder.offset))
+        decoder.read(drawn(1, T + U - 1 - decoder.offset))
         more += max(0.0, steps(decoder, 1)[0] - usual) / (2 * U)
         U *= 2
     return more
@@ -200,7 +200,7 @@ def steps(decoder: Decoder, count: int) -> list[float]:
 def probe(backend: Backend, model: Model, spec: Spec, kind: str, T: int) -> Arrays:
     """The state behind a text of T tokens."""
     decoder = backend.decoder(model, 1, spec.block_size, kind)
-    decoder.prefill(drawn(1, T))
+    decoder.read(drawn(1, T))
     return decoder.state()
 
 

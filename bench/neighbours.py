@@ -201,7 +201,7 @@ def contestant(own: bool, panel: str, spec: Spec, compiled: bool) -> tuple[
 
     def decode(prompt: np.ndarray) -> Iterator[int]:
         decoder = backend.decoder(reader())
-        logits = decoder.prefill(prompt)[:, -1]
+        logits = decoder.read(prompt)
         while True:
             tokens = logits.argmax(-1)
             yield int(tokens[0])

@@ -110,7 +110,7 @@ def _grow(rows: list[_Row], decoder: Decoder, sampler: Sampler, vocab_size: int,
         began = time.perf_counter()
         end = min(row.length for row in rows)
         tokens = np.stack([row.ids[position:end] for row in rows])
-        logits = decoder.prefill(tokens)[:, -1, :vocab_size]
+        logits = decoder.read(tokens)[:, :vocab_size]
         position = end
         pieces = [row.add(sampler(row_logits, row.ids[:end]))
                   for row, row_logits in zip(rows, logits, strict=True) if row.length == end]

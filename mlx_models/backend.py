@@ -39,7 +39,9 @@ class Backend:
             os.environ.setdefault("MLX_BFS_MAX_WIDTH", "2000")
 
     def versions(self):
-        return {"mlx": version("mlx"), "device": self.device, "chip": chip(),
+        on_cuda = self.device == "gpu" and not mx.metal.is_available()
+        return {"mlx": version("mlx"), "device": self.device,
+                "chip": mx.device_info()["device_name"] if on_cuda else chip(),
                 "blas": mlx_models.BLAS if self.device == "cpu" else "MLX's own",
                 "tf32": os.environ["MLX_ENABLE_TF32"]}
 
@@ -90,7 +92,9 @@ class Backend:
         mx.synchronize()
 
     def peak_memory(self):
-        return mx.get_peak_memory() if self.device == "gpu" else process_peak()
+        if self.device == "gpu":  # its peak begins at nothing, not at what is in use
+            return max(mx.get_peak_memory(), mx.get_active_memory())
+        return process_peak()
 
     def reset_peak_memory(self):
         mx.reset_peak_memory()

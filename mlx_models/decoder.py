@@ -19,16 +19,21 @@ class Decoder:
         return self.cache[0].offset
 
     def prefill(self, tokens):
-        pieces = []
-        for start in range(0, tokens.shape[1], PIECE):
-            piece = mx.array(tokens[:, start : start + PIECE])
-            pieces.append(np.array(self.model(piece, self.cache)))
-        if tokens.shape[1] > 1:  # else the state of a long text is left to the next token
-            mx.eval([list(cache.arrays().values()) for cache in self.cache])
-        return np.concatenate(pieces, axis=1)
+        return np.concatenate([np.array(self.model.head(x)) for x in self.hidden(tokens)], axis=1)
+
+    def read(self, tokens):
+        *_, x = self.hidden(tokens)
+        return np.array(self.model.head(x[:, -1:]))[:, 0]
 
     def step(self, tokens):
-        return self.prefill(np.asarray(tokens)[:, None])[:, 0]
+        return self.read(np.asarray(tokens)[:, None])
+
+    def hidden(self, tokens):
+        """What the head reads of each piece, (B, up to PIECE, C)."""
+        for start in range(0, tokens.shape[1], PIECE):
+            yield self.model.hidden(mx.array(tokens[:, start : start + PIECE]), self.cache)
+            if tokens.shape[1] > 1:  # else the state of a long text is left to the next token
+                mx.eval([list(cache.arrays().values()) for cache in self.cache])
 
     def trace(self, tokens):
         return trace_decoding(self.model, mx.array(tokens), self.cache)

@@ -137,9 +137,11 @@ def spectra_backward(x, h, dy):
 
 
 def size(T):
-    """The least 2ⁿ, 3·2ⁿ or 5·2ⁿ in which T places shifted by less than T do not wrap around."""
+    """The least 2ⁿ, 3·2ⁿ or 5·2ⁿ in which T places shifted by less than T do not wrap around; 2ⁿ
+    where Metal would go through a power of two anyway."""
     least = 2 * T - 1
-    return min(odd << max(0, (-(-least // odd) - 1).bit_length()) for odd in (1, 3, 5))
+    odds = (1, 3, 5) if mx.default_device() == mx.cpu or least <= 4096 else (1,)
+    return min(odd << max(0, (-(-least // odd) - 1).bit_length()) for odd in odds)
 
 
 def spectrum(x):

@@ -126,7 +126,7 @@ def sampling(subject: Subject) -> Iterator[Measure]:
 
 def write(decoder: Decoder, prompt: np.ndarray, length: int, sampler: Sampler) -> np.ndarray:
     """The prompts (B, T) continued to (B, length)."""
-    text, logits = prompt, decoder.prefill(prompt)[:, -1]
+    text, logits = prompt, decoder.read(prompt)
     for _ in range(length - prompt.shape[1]):
         new = np.array([sampler(*row) for row in zip(logits, text, strict=True)], np.int32)
         text = np.concatenate([text, new[:, None]], axis=1)

@@ -123,6 +123,9 @@ class Decoder(Protocol):
     def prefill(self, tokens: np.ndarray) -> np.ndarray:
         """Read (B, T) tokens, in one piece or several; logits (B, T, V) in float32 or float64."""
 
+    def read(self, tokens: np.ndarray) -> np.ndarray:
+        """Read (B, T) tokens as `prefill` does; the logits behind the last ones, (B, V)."""
+
     def step(self, tokens: np.ndarray) -> np.ndarray:
         """Read one token a sequence, (B,); logits (B, V)."""
 
@@ -191,7 +194,7 @@ class Backend(Protocol):
     def decoder(self, model: Model, batch_size: int = 1, length: int | None = None,
                 state: str = "auto") -> Decoder:
         """`length`: how long the sequences may become; `state`: one of the spec's decode kinds,
-        or "auto" for the cheaper one at that length."""
+        or "auto" for the cheaper one at that length, or the one with sums ("online")."""
 
     def synchronize(self) -> None:
         """Wait for everything that was asked for."""

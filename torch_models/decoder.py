@@ -20,14 +20,22 @@ class Decoder:
 
     @torch.inference_mode()
     def prefill(self, tokens):
-        pieces = []
-        for start in range(0, tokens.shape[1], PIECE):
-            piece = torch.tensor(tokens[:, start : start + PIECE], device=self.device)
-            pieces.append(self.model(piece, self.cache).numpy(force=True))
-        return np.concatenate(pieces, axis=1)
+        return np.concatenate([self.model.head(x).numpy(force=True) for x in self.hidden(tokens)],
+                              axis=1)
+
+    @torch.inference_mode()
+    def read(self, tokens):
+        *_, x = self.hidden(tokens)
+        return self.model.head(x[:, -1:]).numpy(force=True)[:, 0]
 
     def step(self, tokens):
-        return self.prefill(np.asarray(tokens)[:, None])[:, 0]
+        return self.read(np.asarray(tokens)[:, None])
+
+    def hidden(self, tokens):
+        """What the head reads of each piece, (B, up to PIECE, C)."""
+        for start in range(0, tokens.shape[1], PIECE):
+            piece = torch.tensor(tokens[:, start : start + PIECE], device=self.device)
+            yield self.model.hidden(piece, self.cache)
 
     def trace(self, tokens):
         return trace_decoding(self.model, torch.tensor(tokens, device=self.device), self.cache)

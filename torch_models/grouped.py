@@ -73,15 +73,15 @@ def every_product(x, weight):
 
 def product(x, weight, ends, block):
     """x (R, C) times the transpose of the matrix of each row's expert, of weight (E, F, C)."""
-    if at_hand(x) and weight[0].numel() >= SMALL:
+    if in_groups(x, weight):
+        matrices = weight.to(x.dtype).transpose(1, 2)
+        return F.grouped_mm(x, matrices, offs=ends.to(torch.int32))
+    if weight[0].numel() >= SMALL:  # a copy for each block would cost more than to ask
         rows = x.split(torch.diff(ends, prepend=ends.new_zeros(1)).tolist())
         return torch.cat([F.linear(part, matrix.to(x.dtype))
                           for part, matrix in zip(rows, weight, strict=True) if len(part)])
     starts = torch.arange(0, len(x), block, device=x.device)
     expert = (starts[:, None] >= ends[:-1]).sum(-1)  # of each block
-    if in_groups(x, weight):
-        matrices = weight.to(x.dtype).transpose(1, 2)
-        return F.grouped_mm(x, matrices, offs=ends.to(torch.int32))
     blocks = x.reshape(len(expert), block, -1)
     return (blocks @ weight.index_select(0, expert).to(x.dtype).transpose(1, 2)).flatten(0, 1)
 

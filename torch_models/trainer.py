@@ -16,9 +16,15 @@ GROW_AFTER = 2000  # good steps in float16 before the loss scale is doubled
 
 def tensors(batch, device):
     """(tokens, targets, key) of a `Batch` on the device."""
-    key = None if batch.keys is None else torch.tensor(batch.keys, device=device)
-    return (torch.tensor(batch.tokens, device=device),
-            torch.tensor(batch.targets, device=device, dtype=torch.long), key)
+    key = None if batch.keys is None else carried(batch.keys, device)
+    return carried(batch.tokens, device), carried(batch.targets, device, torch.long), key
+
+
+def carried(numbers, device, dtype=None):
+    """The numbers on the device. CUDA fetches them itself, from memory that stays in its place."""
+    if not device.startswith("cuda"):
+        return torch.tensor(numbers, dtype=dtype, device=device)
+    return torch.tensor(numbers, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
 
 
 def summed(loads, more):

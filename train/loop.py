@@ -43,8 +43,6 @@ class Loop:
     state: TrainState
 
     def __post_init__(self) -> None:
-        self.started = time.monotonic() - self.state.elapsed
-        self.logged_at, self.logged_tokens, self.paused = time.monotonic(), self.state.tokens, 0.0
         self.micro_batch = self.settings.micro_batch or self.settings.batch_size
         self.skipped_in_row, self.logged_skipped = 0, self.state.skipped
         self.interrupted = False
@@ -56,6 +54,8 @@ class Loop:
         self.peak_rate = self.backend.matmul_rate(self.settings.dtype)  # type: ignore[arg-type]
         self.windows = validation_windows(self.corpus, self.spec.block_size,
                                           self.settings.eval_windows)
+        self.started = time.monotonic() - self.state.elapsed
+        self.logged_at, self.logged_tokens, self.paused = time.monotonic(), self.state.tokens, 0.0
 
     @property
     def elapsed(self) -> float:
@@ -199,7 +199,7 @@ class Loop:
         display.say(f"step {self.state.step}: validation loss {loss:.4f}, "
                     f"{row['val_bpb']:.3f} bits per byte, accuracy {row['val_accuracy']:.1%}")
         self.paused += time.monotonic() - start
-        best, self.best = loss < self.best, min(loss, self.best)
+        best, self.best = loss < self.best, min(self.best, loss)
         return best
 
     def save(self, display: Display) -> None:

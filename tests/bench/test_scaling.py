@@ -66,7 +66,7 @@ def test_every_architecture_is_measured(call: Any, tmp_path: Path, backend: str,
         assert found["generation"]["anew"] > 0 and len(found["generation"]) > 1
         assert arch in said
     page = (tmp_path / "scaling.md").read_text()
-    assert page.startswith("# How cost grows") and "**kept**" in page + "**kept**"
+    assert page.startswith("# How cost grows")
     assert all(f"| {arch} |" in page for arch in architectures())
     assert (tmp_path / "scaling.png").stat().st_size > 20_000
 

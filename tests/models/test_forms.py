@@ -45,6 +45,17 @@ def test_decoding_in_pieces_is_the_full_forward(backend: Backend, form: str,
 
 
 @each_form
+def test_reading_gives_the_logits_behind_the_text(backend: Backend, form: str,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{backend.name}_models.decoder.PIECE", 16)
+    spec, data = spec_of(form), tokens(2, 39)
+    model = backend.build(spec, weights_of(spec))
+    one, other = backend.decoder(model, 2), backend.decoder(model, 2)
+    assert close(one.read(data[:, :38]), other.prefill(data[:, :38])[:, -1])
+    assert close(one.step(data[:, 38]), other.step(data[:, 38]))
+
+
+@each_form
 @pytest.mark.parametrize("T", [1, 5, 6, 21])
 def test_state_bytes_are_what_the_spec_says(backend: Backend, form: str, T: int) -> None:
     spec = spec_of(form)

@@ -140,7 +140,7 @@ def greedy(backend: str, spec: Spec, weights: Arrays, prompt: np.ndarray, count:
     """Our decoder's likeliest tokens after `prompt`."""
     panel = load_backend(backend, "cpu")
     decoder = panel.decoder(panel.build(spec, weights), 1, len(prompt) + count)
-    logits, found = decoder.prefill(prompt[None])[:, -1], []
+    logits, found = decoder.read(prompt[None]), []
     for _ in range(count):
         found.append(int(logits[0].argmax()))
         logits = decoder.step(np.array(found[-1:], np.int32))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ from specs import architectures, init_weights, spec_type
 from specs.backend import BACKENDS, OptimizerSettings, settings_from
 from specs.errors import UserError
 from tests.train.running import TINY, call, resume, save, start, train
-from train import checkpoint, metrics
+from train import checkpoint, loop, metrics
 from train.options import new_settings, parser
 from train.rundir import RunDir
 
@@ -157,3 +158,21 @@ def test_the_best_model_is_kept() -> None:
     losses = {row["step"]: row["val_loss"] for row in metrics.read(run.metrics)
               if "val_loss" in row}
     assert checkpoint.best_step(run.path) == min(losses, key=losses.__getitem__)
+
+
+@pytest.mark.needs("torch")
+def test_a_broken_evaluation_hides_no_better_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate = loop.Loop.evaluate
+
+    def broken_once(self: loop.Loop, display: Any) -> bool:
+        with monkeypatch.context() as patch:
+            if self.state.step == 8:
+                patch.setattr(self.trainer, "evaluate", lambda *data: (math.nan, 0))
+            return evaluate(self, display)
+
+    monkeypatch.setattr(loop.Loop, "evaluate", broken_once)
+    run = train("--steps", "20", "--save-every", "1000", "--keep", "1", backend="torch")
+    losses = {row["step"]: row["val_loss"] for row in metrics.read(run.metrics)
+              if row.get("val_loss") is not None and math.isfinite(row["val_loss"])}
+    best = checkpoint.best_step(run.path)
+    assert 8 not in losses and best == min(losses, key=losses.__getitem__) > 8

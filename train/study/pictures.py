@@ -157,7 +157,9 @@ def curves(plan: Plan, runs: Path, kind: Kind, every: list[Row], file: Path) -> 
         for row in every:
             for seed in range(plan.seeds):
                 arm = plan.arm(row.setup, kind, row.lr, seed)
-                rate = 1.0 if kind == "tokens" else plan.found.get(arm.name, {}).get("rate", 1.0)
+                rate = 1.0 if kind == "tokens" else plan.found.get(arm.name, {}).get("rate")
+                if rate is None:
+                    continue
                 xs, ys = points(metrics.read(runs / arm.name / "metrics.jsonl"), key, rate)
                 if xs:
                     name = None if (key, row.setup) in labelled else f"{row.setup}, {row.lr:g}"

@@ -63,7 +63,7 @@ def decode(backend: Backend, model: Model, spec: Spec, length: int) -> float:
     """Median seconds of one token of one sequence behind `length` others."""
     prompt = np.random.default_rng(1).integers(0, spec.vocab_size, (1, length)).astype(np.int32)
     decoder = backend.decoder(model, 1, length + DECODED)
-    decoder.prefill(prompt)
+    decoder.read(prompt)
     times = []
     for _ in range(DECODED):
         start = time.perf_counter()

@@ -155,7 +155,7 @@ def generation(backend: Backend, cases: Cases) -> Figures:
     for length in (spec.block_size // 4, spec.block_size, 4 * spec.block_size):
         text = np.random.default_rng(0).integers(0, spec.vocab_size, (1, length)).astype(np.int32)
         decoder = backend.decoder(model, 1, length + WARM + ROUNDS[1])
-        decoder.prefill(text)
+        decoder.read(text)
         found[str(length)] = compared({
             "kept": lambda decoder=decoder, text=text: decoder.step(text[:, 0]),  # type: ignore
             "anew": lambda text=text: backend.logits(model, text)})  # type: ignore[misc]
