@@ -31,7 +31,7 @@ def answer(plan: Plan) -> str:
             said.append(f"{when} **{best[0].setup}** has learnt most: "
                         f"{ranking(every, kind)}"  # type: ignore[arg-type]
                         " nats a token.")
-    rates = {row.setup: row.rate.middle for row in every if row.rate}
+    rates = {row.setup: plan.speed(row.setup) for row in every if row.rate}
     if rates:
         names = sorted(rates, key=lambda name: -rates[name])
         said.append(f"A token of training costs least in {names[0]} ({rates[names[0]]:,.0f} "

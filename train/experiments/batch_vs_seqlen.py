@@ -47,7 +47,7 @@ def answer(plan: Plan) -> str:
                 [f"{row.setup} {spread(row.read[kind][length])}" for row in read]) + ".")
         if len(best) > 1:
             said.append(winners(every, kind, max(best[0].read[kind])))
-    speeds = {row.setup: row.rate.middle for row in every if row.rate}
+    speeds = {row.setup: plan.speed(row.setup) for row in every if row.rate}
     if speeds:
         said.append("Tokens/s in training: " + listed([f"{name} {rate:,.0f}" for name, rate
                                                        in speeds.items()]) + ".")

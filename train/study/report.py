@@ -35,7 +35,9 @@ def table(plan: Plan) -> list[list[str]]:
                                                     for row in every)],
               [f"seconds, {TITLES[first]}", *(spread(row.seconds.get(first), ",.0f")
                                               for row in every)],
-              ["training, tokens/s", *(spread(row.rate, ",.0f") for row in every)]]
+              ["training, tokens/s", *(f"{plan.speed(row.setup):,.0f}" if row.rate else ""
+                                       for row in every)],
+              ["tokens/s in its trainings", *(spread(row.rate, ",.0f") for row in every)]]
     probes = [probed(plan, row.setup) for row in every]
     found.append(["memory, MB", *(number(probe.get("memory"), 1e6) for probe in probes)])
     for context in map(str, plan.experiment.contexts):
