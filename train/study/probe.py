@@ -33,16 +33,20 @@ def probe(backend: Backend, spec: Spec, settings: Settings, contexts: list[int])
 def steps(backend: Backend, spec: Spec, settings: Settings) -> Model:
     """A model after two steps on random tokens."""
     model, trainer = make_trainer(spec, settings, backend, init_weights(spec, settings.seed))
-    rng = np.random.default_rng(0)
-    rows = rng.integers(0, spec.vocab_size, (settings.batch_size, spec.block_size + 1))
-    rows = rows.astype(np.int32)
-    keys = np.arange(len(rows), dtype=np.int32) if spec.noisy else None
-    batches = split(Batch(rows[:, :-1], rows[:, 1:], keys),
-                    settings.micro_batch or settings.batch_size)
+    batches = random_batches(spec, settings)
     for _ in range(2):
         trainer.step(batches, settings.lr)
         trainer.read()
     return model
+
+
+def random_batches(spec: Spec, settings: Settings) -> list[Batch]:
+    """The micro-batches of one step, of random tokens, always the same."""
+    rows = np.random.default_rng(0).integers(
+        0, spec.vocab_size, (settings.batch_size, spec.block_size + 1)).astype(np.int32)
+    keys = np.arange(len(rows), dtype=np.int32) if spec.noisy else None
+    return split(Batch(rows[:, :-1], rows[:, 1:], keys),
+                 settings.micro_batch or settings.batch_size)
 
 
 def held_by_frameworks(backend: Backend, spec: Spec, settings: Settings) -> int:

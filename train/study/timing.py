@@ -19,9 +19,10 @@ import numpy as np
 
 from specs import Spec, UserError, init_weights, spec_type
 from specs.backend import Backend, Batch, load_backend
-from train.batches import batch, prefetch, split
+from train.batches import batch, prefetch
 from train.run import make_trainer, prepared
 from train.settings import Settings
+from train.study.probe import random_batches
 
 SECONDS = 6.0  # of all rounds together
 ROUNDS = (5, 40)  # at least and at most
@@ -85,11 +86,7 @@ def quartiles(values: list[float]) -> dict[str, float]:
 def stepper(backend: Backend, spec: Spec, settings: Settings) -> Work:
     """One training step, always on the same random tokens."""
     trainer = make_trainer(spec, settings, backend, init_weights(spec, settings.seed))[1]
-    rows = np.random.default_rng(0).integers(
-        0, spec.vocab_size, (settings.batch_size, spec.block_size + 1)).astype(np.int32)
-    keys = np.arange(len(rows), dtype=np.int32) if spec.noisy else None
-    batches = split(Batch(rows[:, :-1], rows[:, 1:], keys),
-                    settings.micro_batch or settings.batch_size)
+    batches = random_batches(spec, settings)
 
     def work() -> object:
         trainer.step(batches, settings.lr)
