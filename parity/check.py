@@ -15,7 +15,7 @@ from parity.ladder import RUNGS
 from parity.oracle import Oracle, read_oracle, reproduce
 from parity.report import Report, as_json
 from parity.side_by_side import climbing
-from parity.subject import SMALL, Subject, load_panels
+from parity.subject import Subject, is_small, load_panels
 from specs import Spec, UserError, architectures, main_exit, spec_type
 from specs.backend import Arrays
 from specs.base import did_you_mean, parse_field
@@ -67,7 +67,7 @@ def main() -> int:
     check_options(args)
     rungs = chosen_rungs(args.rungs)
     models = list(chosen_models(args))
-    panels = load_panels(small=all(spec.param_count() < SMALL for _, spec, *_ in models))
+    panels = load_panels(small=all(is_small(spec) for _, spec, *_ in models))
     subjects = [Subject(spec, weights, panels, panels["torch"], args.seed)
                 for _, spec, weights, _ in models]
     report, documents, ok = Report(Console()), [], True

@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
 from parity.ladder import Result, climb
-from parity.subject import Subject, load_panels
+from parity.subject import Subject, is_small, load_panels
 from specs import Spec, UserError
 from specs.backend import Arrays
 
@@ -31,7 +31,7 @@ def climbing(subjects: Sequence[Subject], rungs: Sequence[str]) -> Iterator[
     Raises `UserError` if a process that climbs is ended from without.
     """
     processes = min(MOST, os.cpu_count() or 1, len(subjects))
-    if processes == 1 or not all(subject.small for subject in subjects):
+    if processes == 1 or not all(is_small(subject.spec) for subject in subjects):
         yield (climb(subject, rungs) for subject in subjects)
         return
     legs = [list(leg) for _, leg in itertools.groupby(

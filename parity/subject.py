@@ -37,9 +37,9 @@ class Subject:
     referee: Backend
     seed: int = 0
 
-    @property
-    def small(self) -> bool:
-        return self.spec.param_count() < SMALL
+
+def is_small(spec: Spec) -> bool:
+    return spec.param_count() < SMALL
 
 
 def load_panels(small: bool) -> dict[str, Backend]:

@@ -1,8 +1,8 @@
 """Rows that lie together by expert, and their products with the experts' matrices.
 
 The rows of each expert begin at a multiple of `block`: so shapes are known without asking the
-device who was chosen, and what a row gives does not hang on how many others its expert has. See
-mlx_models/grouped.py for the twin.
+device who was chosen (the products of large matrices do ask), and what a row gives does not hang
+on how many others its expert has. See mlx_models/grouped.py for the twin.
 """
 
 import torch

@@ -112,8 +112,8 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, tokens, targets):
-        x = self.model.hidden(torch.tensor(tokens, device=self.device))
-        targets = torch.tensor(targets, device=self.device, dtype=torch.long)
+        x = self.model.hidden(carried(tokens, self.device))
+        targets = carried(targets, self.device, torch.long)
         loss, right = judged(self.model, x, targets)
         return loss.item(), right.item()
 
