@@ -26,6 +26,7 @@ CHUNK = 128  # Q
 MATRIX = 128  # columns that are multiplied with while the matrix is made
 SPECTRA = 1024  # tokens, of many columns
 SHORT = 64  # tokens that take no time worth a rounding of what follows
+AGAIN = 8  # the share of the outputs that is computed once more, and so on
 
 
 def long_conv(x, h):
@@ -125,8 +126,17 @@ def chunks_backward(x, h, dy):
 
 
 def spectra(x, h):
-    """x (K, N, T), h (K, T) → (K, N, T)."""
-    return back(spectrum(x) * spectrum(h)[:, None], x.shape[-1])
+    """x (K, N, T), h (K, T) → (K, N, T).
+
+    All outputs share the rounding of the largest. Where they grow with t, the first would drown
+    in it: so those are computed once more, from what they see only.
+    """
+    T = x.shape[-1]
+    y = back(spectrum(x) * spectrum(h)[:, None], T)
+    if T < AGAIN:
+        return y
+    first = spectra(x[..., : T // AGAIN], h[:, : T // AGAIN])
+    return mx.concatenate((first, y[..., T // AGAIN :]), axis=-1)
 
 
 def spectra_backward(x, h, dy):

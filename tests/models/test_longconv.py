@@ -112,6 +112,18 @@ def test_nothing_later_is_seen(panel: str, form: str, T: int,
 
 
 @each_panel
+@pytest.mark.parametrize("T", [50, 1000])
+def test_growing_outputs_do_not_drown_the_first_ones(panel: str, T: int) -> None:
+    """Sums of ever more numbers above zero: each is rounded by what is eight times as large."""
+    module = importlib.import_module(f"{panel}_models.longconv")
+    x, h, dy = (np.abs(a) for a in inputs(T))
+    truth, found = (computed(module, form, [x, h, dy], "float32")[0] for form in ("direct", "fft"))
+    largest = truth.max(axis=(0, 2, 3))[np.minimum(8 * np.arange(T) + 7, T - 1)]
+    room = math.log2(4 * T) * 2.0**-24 * largest
+    assert (np.abs(found - truth).max(axis=(0, 2, 3)) <= room).all()
+
+
+@each_panel
 @pytest.mark.parametrize("T", [200, 333, 1000])
 def test_forms_agree_on_longer_texts(panel: str, T: int) -> None:
     """With chunks as long as they are."""

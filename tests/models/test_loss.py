@@ -68,6 +68,7 @@ def test_pieces_are_judged_the_same(spec: Spec, backend: Backend,
 
 
 @pytest.mark.xdist_group("compile")  # one process, which loads the compiler once
+@pytest.mark.usefixtures("compiling")
 @pytest.mark.filterwarnings("ignore")  # the compilers' own
 @pytest.mark.parametrize("dtype, compile", [("bfloat16", False), ("float16", False),
                                             ("float32", True)],

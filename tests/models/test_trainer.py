@@ -211,6 +211,7 @@ def test_half_precision_learns(backend: Backend, spec: Spec, dtype: str) -> None
 
 
 @pytest.mark.xdist_group("compile")  # one process, which loads the compiler once
+@pytest.mark.usefixtures("compiling")
 @pytest.mark.filterwarnings("ignore")  # the compilers' own
 def test_compiled_steps_are_the_same_steps(backend: Backend, spec: Spec,
                                            capsys: pytest.CaptureFixture[str]) -> None:

@@ -98,6 +98,15 @@ def test_long_context_is_chunked_alike(panels: dict[str, Backend]) -> None:
         assert found.ok, found.worst()
 
 
+@pytest.mark.parametrize("arch", ["toeplitz", "hyena"])
+def test_long_texts_by_transforms_are_right_at_every_position(
+        arch: str, panels: dict[str, Backend]) -> None:
+    """Also at the first ones, whose outputs may be far smaller than the last."""
+    subject = small_subject(panels, arch, n_layer=1, block_size=640)
+    found = result(subject, "decoding", RUNGS["decoding"](subject))
+    assert found.ok, found.worst()
+
+
 def test_retnet_in_chunks_climbs(panels: dict[str, Backend]) -> None:
     """160 tokens are two chunks and half of one."""
     subject = small_subject(panels, "retnet", block_size=160)

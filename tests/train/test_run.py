@@ -101,6 +101,7 @@ def test_memory_chooses_the_micro_batch(backend: str, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.xdist_group("compile")  # one process, which loads the compiler once
+@pytest.mark.usefixtures("compiling")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compiled_steps_are_the_same_steps(backend: str) -> None:
     options = [*TINY, "--steps", "4", "--micro-batch", "2", "--backend", backend,
