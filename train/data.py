@@ -21,7 +21,7 @@ import safetensors.numpy
 from specs.errors import UserError
 from train.files import expanded, write_bytes
 from train.sources import BUILTIN, texts
-from train.spool import Spool
+from train.spool import Spool, shown
 from train.tokenizer import Tokenizer, make_tokenizer, pieces
 
 STREAM_TOKENS = 20_000_000  # where a stream is cut unless told otherwise
@@ -117,9 +117,9 @@ def prepare(data: str, tokenizer: str, *, val_fraction: float = 0.1, max_tokens:
         cut = int(text.length * (1 - val_fraction))
         if not 0 < cut < text.length:
             raise UserError(f"{data} has only {text.length} characters: too few to hold some out")
-        library = make_tokenizer(tokenizer, pieces(text.read(0, min(cut, _LEARNT), "Learning")))
-        train, train_bytes = _encoded(library, text.read(0, cut, "Encoding"), kept)
-        val, val_bytes = _encoded(library, text.read(cut, text.length, "Encoding"), held_out)
+        library = make_tokenizer(tokenizer, pieces(text.read(0, min(cut, _LEARNT))))
+        train, train_bytes = _encoded(library, shown("Encoding", text.read(0, cut), cut), kept)
+        val, val_bytes = _encoded(library, text.read(cut, text.length), held_out)
     if not len(train) or not len(val):
         raise UserError(f"tokenizer {tokenizer} makes no tokens of the text in {data}")
     corpus = Corpus(train, val, val_bytes, train_bytes, fingerprint(train, val),

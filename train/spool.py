@@ -54,13 +54,13 @@ class Spool:
             if self.length == most:
                 break
 
-    def read(self, first: int, last: int, title: str) -> Iterator[str]:
-        """The characters from `first` to before `last`, in parts; a bar called `title` shows how
-        many were taken. Nothing else may be read meanwhile."""
+    def read(self, first: int, last: int) -> Iterator[str]:
+        """The characters from `first` to before `last`, in parts. Nothing else may be read
+        meanwhile."""
         self._file.seek(0)
         for size in blocks(first):
             self._file.read(size)
-        yield from shown(title, map(self._file.read, blocks(last - first)), last - first)
+        yield from map(self._file.read, blocks(last - first))
 
 
 def blocks(length: int) -> Iterator[int]:

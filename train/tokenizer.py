@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -202,5 +203,6 @@ def _train_bpe(size: int, text: Iterable[str]) -> tokenizers.Tokenizer:
     library = _byte_level(merge=True)
     trainer = trainers.BpeTrainer(vocab_size=size, min_frequency=2, show_progress=False,
                                   initial_alphabet=ByteLevel.alphabet())
+    print(f"learning a vocabulary of {size:,}", file=sys.stderr)
     library.train_from_iterator(text, trainer)
     return library

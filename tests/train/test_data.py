@@ -69,8 +69,8 @@ def test_a_long_text_waits_on_the_disk_and_is_gone(tmp_path, monkeypatch):
     with Spool(tmp_path) as text:
         text.write([STORY[:300], STORY[300:]], len(STORY) - 1)
         assert text.length == len(STORY) - 1 and not text.blank
-        assert "".join(text.read(5, text.length, "all")) == STORY[5:-1]
-        assert "".join(text.read(0, 2, "again")) == STORY[:2]
+        assert "".join(text.read(5, text.length)) == STORY[5:-1]
+        assert "".join(text.read(0, 2)) == STORY[:2]
         assert text._file._rolled and not list(tmp_path.iterdir())
 
 
