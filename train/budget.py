@@ -40,7 +40,7 @@ arXiv 2204.02311); small models stay below it: measure your own (--run). A run's
 matrix-product rate that was measured on its machine, which is below the published one.
 """
 TEXT = "HuggingFaceFW/fineweb-edu"  # in samples of so many billion tokens:
-READING = 100  # bytes of the computer's memory a token while it is made: its text, several times
+READING, WAITING = 6, 8  # bytes a token, in memory and on the disk, while text is made into tokens
 SAMPLES = {10e9: "sample-10BT", 100e9: "sample-100BT", 350e9: "sample-350BT"}
 
 
@@ -116,9 +116,11 @@ def main(arguments: list[str] | None = None) -> int:
                         "--gpu")
     console.print(f"\nOn {winner.name}, {told(winner)}:\n{command(winner, args)}")
     if args.data is None:
-        console.print(f"While its text is made into tokens, this takes about {reading(winner):.3g} "
-                      "GB of the computer's own memory; with fewer --data-tokens it takes less, "
-                      "and some text is seen again")
+        billions = text_tokens(winner) / 1e9
+        console.print(f"While its text is made into tokens, this takes about "
+                      f"{READING * billions:.3g} GB of the computer's own memory and "
+                      f"{WAITING * billions:.3g} GB of its disk; with fewer --data-tokens it takes "
+                      "less, and some text is seen again")
     return 0
 
 
@@ -208,11 +210,6 @@ def told(offer: Offer) -> str:
     rate = offer.device.bandwidth / plan.spec.decode_traffic(plan.spec.block_size)
     return (f"{plan.tokens / plan.spec.param_count():.3g} tokens for each parameter; its bandwidth "
             f"then lets it write at most {rate:,.0f} tokens/s in float32")
-
-
-def reading(offer: Offer) -> float:
-    """GB of memory that preparing the text of an offer takes."""
-    return READING * text_tokens(offer) / 1e9
 
 
 def text_tokens(offer: Offer) -> float:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +21,12 @@ import safetensors.numpy
 from specs.errors import UserError
 from train.files import expanded, write_bytes
 from train.sources import BUILTIN, texts
+from train.spool import Spool, shown
 from train.tokenizer import Tokenizer, make_tokenizer, pieces
 
 STREAM_TOKENS = 20_000_000  # where a stream is cut unless told otherwise
 CARRIED_BYTES = 64 * 2**20  # up to this size a run directory carries its corpus
+_LEARNT = 1 << 28  # characters that a vocabulary is learnt from
 _TEXT_PER_TOKEN = 6  # characters read for each token wanted: more than a vocabulary's mean
 _FILE = "corpus.safetensors"
 _CHUNK = 1 << 20  # tokens hashed at a time
@@ -89,10 +93,11 @@ def prepare(data: str, tokenizer: str, *, val_fraction: float = 0.1, max_tokens:
     """Read `data`, hold out the last `val_fraction` of its characters, and make both parts tokens.
 
     `data`: see `train.sources.texts`; `tokenizer`: see `make_tokenizer`, a BPE is learnt from the
-    training part alone. At most `max_tokens` tokens are kept (of a stream 20 million unless told
-    otherwise), each part from its beginning; only the text needed for them is read, and its bytes
-    per token are those of all that was read. The text is cut before any of it is encoded, so no
-    token and no window straddles the border.
+    training part alone, of its first 256 million characters if it has more. At most `max_tokens`
+    tokens are kept (of a stream 20 million unless told otherwise), each part from its beginning;
+    only the text needed for them is read, and its bytes per token are those of all that was
+    encoded. The text waits on the disk and is cut before any of it is encoded, so no token and no
+    window straddles the border.
     Raises `UserError` for text that is missing, empty or not text, and for bad options.
     """
     if not 0 < val_fraction < 1:
@@ -102,39 +107,45 @@ def prepare(data: str, tokenizer: str, *, val_fraction: float = 0.1, max_tokens:
     if streaming:
         max_tokens = max_tokens or STREAM_TOKENS
     per_token = 1 if tokenizer == "bytes" else _TEXT_PER_TOKEN
-    text = _read(data, max_tokens and max_tokens * per_token, config, split, text_column,
-                 streaming)
-    if not text or text.isspace():
-        raise UserError(f"{data} holds no text: choose another with --data")
-    cut = int(len(text) * (1 - val_fraction))
-    parts = text[:cut], text[cut:]
-    if not all(parts):
-        raise UserError(f"{data} has only {len(text)} characters: too few to hold some out")
-    library = make_tokenizer(tokenizer, pieces(parts[0]))
-    dtype = np.uint16 if library.vocab_size <= 2**16 else np.uint32
-    train, val = (library.encode(part).astype(dtype) for part in parts)
+    held_out = max(1, round(max_tokens * val_fraction)) if max_tokens else None
+    kept = max_tokens - held_out if max_tokens and held_out else None
+    with Spool(_made(cache_folder())) as text:
+        text.write(texts(data, config, split, text_column, streaming),
+                   max_tokens and max_tokens * per_token)
+        if text.blank:
+            raise UserError(f"{data} holds no text: choose another with --data")
+        cut = int(text.length * (1 - val_fraction))
+        if not 0 < cut < text.length:
+            raise UserError(f"{data} has only {text.length} characters: too few to hold some out")
+        library = make_tokenizer(tokenizer, pieces(text.read(0, min(cut, _LEARNT))))
+        train, train_bytes = _encoded(library, shown("Encoding", text.read(0, cut), cut), kept)
+        val, val_bytes = _encoded(library, text.read(cut, text.length), held_out)
     if not len(train) or not len(val):
         raise UserError(f"tokenizer {tokenizer} makes no tokens of the text in {data}")
-    train_bytes, val_bytes = (len(part.encode()) / len(ids)
-                              for part, ids in zip(parts, (train, val), strict=True))
-    if max_tokens is not None:
-        held_out = max(1, round(max_tokens * val_fraction))
-        train, val = train[:max_tokens - held_out], val[:held_out]
     corpus = Corpus(train, val, val_bytes, train_bytes, fingerprint(train, val),
                     _describe(data, config, split))
     return corpus, library
 
 
-def _read(data: str, characters: int | None, config: str | None, split: str,
-          text_column: str | None, streaming: bool) -> str:
-    """The first `characters` of the text, all of it for None."""
-    parts, size = [], 0
-    for part in texts(data, config, split, text_column, streaming):
-        parts.append(part)
-        size += len(part)
-        if characters is not None and size >= characters:
+def _made(folder: Path) -> Path:
+    """The folder, there if it can be: a small corpus does without it."""
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _encoded(library: Tokenizer, text: Iterable[str],
+             most: int | None) -> tuple[np.ndarray, float]:
+    """The first `most` ids of a text, all for None, and the bytes for each of those made."""
+    dtype = np.uint16 if library.vocab_size <= 2**16 else np.uint32
+    ids, size = bytearray(), 0  # which grow where they are
+    for piece, length in library.encode_each(pieces(text)):
+        ids += piece.astype(dtype).tobytes()
+        size += length
+        if most is not None and len(ids) >= most * dtype().itemsize:
             break
-    return "".join(parts)[:characters]
+    tokens = np.frombuffer(ids, dtype)
+    return tokens[:most], size / max(1, len(tokens))
 
 
 def _describe(data: str, config: str | None, split: str) -> str:

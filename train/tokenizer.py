@@ -6,13 +6,13 @@ so that the ids depend on the text alone and all cores are busy.
 
 from __future__ import annotations
 
+import itertools
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import tokenizers
-from rich.console import Console
-from rich.progress import track
 from tokenizers import decoders, models, trainers
 from tokenizers.pre_tokenizers import ByteLevel
 
@@ -22,7 +22,6 @@ from train.files import expanded
 _PIECE = 1 << 16  # characters, at most twice as many
 _SEAM = re.compile(r"\w(?= \w)")
 _TOGETHER = 64  # pieces handed to the library at a time
-_LONG = 64  # pieces from which a progress bar is worth it
 
 
 class Tokenizer:
@@ -56,27 +55,25 @@ class Tokenizer:
     def encode(self, text: str) -> np.ndarray:
         """The ids of `text`, (n,) int32. Raises `UserError` if it cannot be said in UTF-8, or not
         with this vocabulary."""
-        try:
-            data = text.encode()
-        except UnicodeEncodeError as error:
-            raise UserError("the text holds half a character (a lone surrogate, U+"
-                            f"{ord(text[error.start]):04X}): remove it") from None
+        ids = [ids for ids, _ in self.encode_each(pieces([text]))]
+        return np.concatenate([np.empty(0, np.int32), *ids])
+
+    def encode_each(self, texts: Iterable[str]) -> Iterator[tuple[np.ndarray, int]]:
+        """The ids of each text, (n,) int32, and its size in bytes. Raises as `encode` does."""
+        texts = iter(texts)
+        while together := list(itertools.islice(texts, _TOGETHER)):
+            data = [_utf8(text) for text in together]
+            yield from zip(self._ids(together, data), map(len, data), strict=True)
+
+    def _ids(self, texts: list[str], data: list[bytes]) -> list[np.ndarray]:
         if self._is_bytes:
-            return np.frombuffer(data, np.uint8).astype(np.int32)
-        cut = list(pieces(text))
-        console = Console(stderr=True)
-        quiet = len(cut) < _LONG or not console.is_terminal
-        ids: list[np.ndarray] = [np.empty(0, np.int32)]
-        for start in track(range(0, len(cut), _TOGETHER), "Encoding", console=console,
-                           transient=True, disable=quiet):
-            try:
-                encodings = self._library.encode_batch_fast(cut[start:start + _TOGETHER],
-                                                            add_special_tokens=False)
-            except Exception as error:  # the library raises nothing narrower
-                reason = str(error).splitlines()[0]
-                raise UserError(f"this tokenizer cannot say the text: {reason}") from None
-            ids += [np.array(encoding.ids, np.int32) for encoding in encodings]
-        return np.concatenate(ids)
+            return [np.frombuffer(text, np.uint8).astype(np.int32) for text in data]
+        try:
+            encodings = self._library.encode_batch_fast(texts, add_special_tokens=False)
+        except Exception as error:  # the library raises nothing narrower
+            reason = str(error).splitlines()[0]
+            raise UserError(f"this tokenizer cannot say the text: {reason}") from None
+        return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD."""
@@ -153,18 +150,40 @@ def make_tokenizer(name: str, train_text: Iterable[str]) -> Tokenizer:
         raise UserError(f"{name}: {error}") from None
 
 
-def pieces(text: str) -> Iterator[str]:
-    """`text` in pieces of 65,536 characters or up to twice that, cut before a space between words.
+def pieces(text: Iterable[str]) -> Iterator[str]:
+    """`text`, given in any parts, in pieces of 65,536 characters or up to twice that, cut before a
+    space between words.
 
     Only where such a place is missing is a piece cut at its full length.
     """
-    start = 0
-    while start < len(text):
-        end = start + 2 * _PIECE
-        seam = _SEAM.search(text, start + _PIECE, end)
-        end = seam.end() if seam else end
-        yield text[start:end]
-        start = end
+    held = ""
+    for part in text:
+        held += part
+        start = 0
+        while len(held) - start >= 2 * _PIECE:
+            end = _end(held, start)
+            yield held[start:end]
+            start = end
+        held = held[start:]
+    while held:
+        end = _end(held, 0)
+        yield held[:end]
+        held = held[end:]
+
+
+def _end(text: str, start: int) -> int:
+    """Where the piece that begins at `start` is cut."""
+    end = start + 2 * _PIECE
+    seam = _SEAM.search(text, start + _PIECE, end)
+    return seam.end() if seam else end
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError("the text holds half a character (a lone surrogate, U+"
+                        f"{ord(text[error.start]):04X}): remove it") from None
 
 
 def _byte_level(merge: bool = False) -> tokenizers.Tokenizer:
@@ -184,5 +203,6 @@ def _train_bpe(size: int, text: Iterable[str]) -> tokenizers.Tokenizer:
     library = _byte_level(merge=True)
     trainer = trainers.BpeTrainer(vocab_size=size, min_frequency=2, show_progress=False,
                                   initial_alphabet=ByteLevel.alphabet())
+    print(f"learning a vocabulary of {size:,}", file=sys.stderr)
     library.train_from_iterator(text, trainer)
     return library

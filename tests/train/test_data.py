@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from specs.errors import UserError
 from train import data as module
+from train import spool
 from train.data import Corpus, find, fingerprint, prepare, require_length, store
+from train.spool import Spool
 
 STORY = "Once upon a time there was a dragon hatchling. Éric said 日本! 👩‍👩‍👧 " * 40
 ANY_TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=2, max_size=300)
@@ -59,6 +61,27 @@ def test_a_stream_is_read_only_as_far_as_needed(monkeypatch):
     monkeypatch.setattr(module, "STREAM_TOKENS", 50_000)
     corpus, _ = prepare("someone/some-data", "bytes", streaming=True)
     assert len(corpus.train) + len(corpus.val) == 50_000
+
+
+def test_a_long_text_waits_on_the_disk_and_is_gone(tmp_path, monkeypatch):
+    monkeypatch.setattr(spool, "_IN_MEMORY", 1000)
+    monkeypatch.setattr(spool, "_BLOCK", 700)
+    with Spool(tmp_path) as text:
+        text.write([STORY[:300], STORY[300:]], len(STORY) - 1)
+        assert text.length == len(STORY) - 1 and not text.blank
+        assert "".join(text.read(5, text.length)) == STORY[5:-1]
+        assert "".join(text.read(0, 2)) == STORY[:2]
+        assert text._file._rolled and not list(tmp_path.iterdir())
+
+
+def test_no_room_for_a_long_text_is_one_line(story, monkeypatch, tmp_path):
+    monkeypatch.setattr(spool, "_IN_MEMORY", 1000)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(UserError, match=r"cannot wait in .*cache \(.*DIPTYCH_CACHE"):
+        prepare(str(story), "bytes")
+    monkeypatch.setattr(spool, "_IN_MEMORY", 10**6)
+    assert prepare(str(story), "bytes")
 
 
 # Cutting

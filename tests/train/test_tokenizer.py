@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import numpy as np
@@ -58,7 +59,7 @@ def test_bpe_is_deterministic():
 
 def test_bpe_does_not_depend_on_the_pieces(monkeypatch):
     monkeypatch.setattr(module, "_PIECE", 1000)
-    cut = list(pieces(TEXT))
+    cut = list(pieces([TEXT]))
     assert len(cut) > 50
     assert make_tokenizer("bpe:700", cut).to_json() == BPE.to_json()
 
@@ -67,15 +68,25 @@ def test_bpe_does_not_depend_on_the_pieces(monkeypatch):
 def test_pieces_are_the_text_and_change_no_token(monkeypatch, size):
     whole = library(BPE).encode(TEXT).ids
     monkeypatch.setattr(module, "_PIECE", size)
-    cut = list(pieces(TEXT))
+    cut = list(pieces([TEXT]))
     assert "".join(cut) == TEXT
     assert all(size <= len(piece) < 2 * size for piece in cut[:-1])
     assert BPE.encode(TEXT).tolist() == whole
 
 
+@given(cuts=st.lists(st.integers(0, 400), max_size=12))
+def test_pieces_do_not_depend_on_the_parts_given(cuts):
+    text = TEXT[:400]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_PIECE", 20)
+        ends = [0, *sorted(cuts), 400]
+        parts = [text[start:end] for start, end in itertools.pairwise(ends)]
+        assert list(pieces(parts)) == list(pieces([text]))
+
+
 def test_a_text_without_words_is_cut_at_full_length(monkeypatch):
     monkeypatch.setattr(module, "_PIECE", 8)
-    assert [len(piece) for piece in pieces("x" * 40)] == [16, 16, 8]
+    assert [len(piece) for piece in pieces(["x" * 40])] == [16, 16, 8]
 
 
 @EITHER
