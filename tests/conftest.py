@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
+from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests themselves run side by side
 
@@ -13,6 +15,9 @@ from specs import spec_type
 from specs.backend import BACKENDS, Backend, load_backend
 from specs.base import Spec
 
+# What a shell starts with & is deaf to Ctrl-C, and so would be all that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Backend:
@@ -20,11 +25,14 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 
 @pytest.fixture
-def compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+def compiling() -> Iterator[None]:
     """Compile for one number at a time: half the time to compile, the same graphs."""
     if importlib.util.find_spec("torch"):
         config = importlib.import_module("torch._inductor.config")
-        monkeypatch.setattr(config.cpp, "simdlen", 0)
+        with config.patch("cpp.simdlen", 0):
+            yield
+    else:
+        yield
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +50,20 @@ def save(path: Path, weights: Arrays) -> None:
     save_file(weights, path)
 
 
-def start(*options: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, ROOT / "train" / "run.py", *options],
-                            stderr=subprocess.PIPE, text=True, env={**os.environ})
+@contextmanager
+def started(*options: str) -> Iterator[subprocess.Popen[str]]:
+    """train/run.py in a process of its own, which does not outlive the block."""
+    with subprocess.Popen([sys.executable, ROOT / "train" / "run.py", *options],
+                          stderr=subprocess.PIPE, text=True, env={**os.environ}) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def call(*options: str) -> int:
-    process = start(*options)
-    process.communicate(timeout=180)
+    with started(*options) as process:
+        process.communicate(timeout=180)
     return process.returncode
 
 

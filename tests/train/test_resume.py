@@ -13,7 +13,7 @@ import pytest
 
 from specs import architectures, init_weights, spec_type
 from specs.backend import BACKENDS
-from tests.train.running import TINY, final, resume, same, save, start, train, wait_for_step
+from tests.train.running import TINY, final, resume, same, save, started, train, wait_for_step
 from train import checkpoint, metrics, plots
 from train import run as command
 from train.loop import Loop
@@ -76,10 +76,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_weights(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_ctrl_c_saves_and_says_how_to_go_on(backend: str) -> None:
-    process = start(*TINY, "--backend", backend, "--steps", "100000", "--name", "a")
-    wait_for_step("a", 4)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    with started(*TINY, "--backend", backend, "--steps", "100000", "--name", "a") as process:
+        wait_for_step("a", 4)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "--resume a" in said and "Traceback" not in said
     step = RunDir.open("a").steps()[-1]
@@ -139,8 +139,9 @@ def test_an_update_that_breaks_the_model_is_not_saved() -> None:
 def test_compile_without_a_compiler_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(Path("cache").resolve()))
-    process = start(*TINY, "--backend", "torch", "--steps", "2", "--name", "a", "--compile")
-    _, said = process.communicate(timeout=120)
+    with started(*TINY, "--backend", "torch", "--steps", "2", "--name", "a",
+                 "--compile") as process:
+        _, said = process.communicate(timeout=120)
     assert process.returncode == 0 and "going on without --compile" in said
 
 

@@ -13,7 +13,7 @@ import pytest
 from specs import architectures, init_weights, spec_type
 from specs.backend import BACKENDS, OptimizerSettings, settings_from
 from specs.errors import UserError
-from tests.train.running import TINY, call, resume, save, start, train
+from tests.train.running import TINY, call, resume, save, started, train
 from train import checkpoint, loop, metrics
 from train.options import new_settings, parser
 from train.rundir import RunDir
@@ -91,8 +91,8 @@ def test_memory_chooses_the_micro_batch(backend: str, capsys: pytest.CaptureFixt
     plain = train("--memory", "64GB", "--steps", "2", backend=backend)
     assert "micro-batches of 4 rows" in capsys.readouterr().err
     big = ["--batch-size", "256", "--block-size", "64", "--steps", "2"]
-    process = start(*TINY, *big, "--backend", backend, "--name", "b", "--memory", "400MB")
-    _, said = process.communicate(timeout=120)
+    with started(*TINY, *big, "--backend", backend, "--name", "b", "--memory", "400MB") as process:
+        _, said = process.communicate(timeout=120)
     rows = int(said.partition("micro-batches of ")[2].split()[0])
     assert process.returncode == 0 and 1 <= rows < 256
     logged = metrics.read(Path("runs", "b", "metrics.jsonl"))[0]

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from specs.backend import BACKENDS
-from tests.train.running import ROOT, TINY, end, resume, start, train, wait_for_step, whole
+from tests.train.running import ROOT, TINY, end, resume, started, train, wait_for_step, whole
 from train import checkpoint, metrics
 from train import run as command
 from train.rundir import RunDir
@@ -150,24 +150,20 @@ def test_a_config_with_wrong_values_says_so(part: str, value: object, message: s
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_training_twice_is_refused_reading_is_not(backend: str) -> None:
     """While one process saves and prunes without a pause."""
-    process = start(*TINY, "--backend", backend, "--steps", "100000", "--name", "a",
-                    "--save-every", "1", "--keep", "1", "--eval-every", "100000")
-    try:
+    with started(*TINY, "--backend", backend, "--steps", "100000", "--name", "a",
+                 "--save-every", "1", "--keep", "1", "--eval-every", "100000"):
         wait_for_step("a", 2)
-        second = start("--resume", "a", "--backend", backend)
-        generate = subprocess.Popen(
-            [sys.executable, ROOT / "generate" / "run.py", "--run", "a", "--backend", backend,
-             "--max-tokens", "5"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(200):
-            assert RunDir.open("a").weights()
-        _, refused = second.communicate(timeout=60)
-        _, said = generate.communicate(timeout=60)
+        with started("--resume", "a", "--backend", backend) as second:
+            generate = subprocess.Popen(
+                [sys.executable, ROOT / "generate" / "run.py", "--run", "a", "--backend", backend,
+                 "--max-tokens", "5"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            for _ in range(200):
+                assert RunDir.open("a").weights()
+            _, refused = second.communicate(timeout=60)
+            _, said = generate.communicate(timeout=60)
         assert second.returncode == 2 and generate.returncode == 0, said
         assert refused.splitlines()[-1] == ("error: another process is training a: wait for it, or "
                                             "stop it first")
-    finally:
-        process.kill()
-        process.communicate()
     assert RunDir.open("a").weights()
 
 
