@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,63 +26,76 @@ STARTS = 4
 
 
 @dataclass(frozen=True)
-class Chaos:
-    """A trajectory from four starts: on the referee, on each panel to its half and to its end;
-    and the room that it needs.
+class Leg:
+    """A trajectory from one start: on the referee, on each panel to its half and to its end; and
+    PyTorch's `twin`, whose start is one ulp aside."""
+
+    start: Arrays
+    truth: Figures
+    halves: Mapping[str, Course]
+    ends: Mapping[str, Figures]
+    twin: Figures
+
+
+@functools.lru_cache(maxsize=STARTS * len(RATES))
+def leg(subject: Subject, kind: Kind, number: int) -> Leg:
+    run = functools.partial(train, subject.spec, kind=kind, seed=subject.seed)
+    whole = functools.partial(run, steps=range(STEPS))
+    aside = next(itertools.islice(nudged(subject.weights, subject.seed), number, None))
+    start = {name: value.astype(np.float32) for name, value in aside.items()}
+    halves = {name: run(panel, "float32", start=start, steps=FIRST)
+              for name, panel in subject.panels.items()}
+    return Leg(
+        start, halves=halves, truth=whole(subject.referee, "float64", start=start).figures(),
+        ends={name: run(panel, "float32", start=halves[name], steps=SECOND).figures()
+              for name, panel in subject.panels.items()},
+        twin=whole(subject.panels["torch"], "float32",
+                   start=one_ulp_aside(start, subject.seed)).figures())
+
+
+def settled(subject: Subject, kind: Kind,
+            measure: Callable[[list[Leg]], list[Measure]]) -> list[Measure]:
+    """`measure` of one start, or of all where one is not enough.
 
     The budget is the model's own chaos: how far PyTorch parts from itself when a start is moved
     by one ulp. Where rounding flips a ReLU, Adam makes a full step of what was no gradient before,
     and that run leaves all others: so the worst of the twins makes the budget, and the best of
-    the starts is held against it.
+    the starts is held against it. What one start is enough for, more would not refuse.
     """
-
-    starts: list[Arrays]
-    truths: list[Figures]
-    halves: Mapping[str, list[Course]]
-    ends: Mapping[str, list[Figures]]
-    twins: list[Figures]
-
-    def measures(self, case: Case, ends: Mapping[str, list[Figures]]) -> Iterator[Measure]:
-        """How far from the referee each panel's `ends` are, those of the first starts or of all."""
-        for name, truth in self.truths[0].items():
-            chaos = max(distance(twin[name], end[name])
-                        for twin, end in zip(self.twins, self.ends["torch"], strict=True))
-            errors = {panel: min(distance(end[name], truth[name])
-                                 for end, truth in zip(found, self.truths, strict=False))
-                      for panel, found in ends.items()}
-            yield Measure(case, name, norm(truth), FACTOR * (ROUNDOFF * norm(truth) + chaos),
-                          errors)
+    found: list[Measure] = []
+    for count in (1, STARTS):
+        found = measure([leg(subject, kind, number) for number in range(count)])
+        if all(each.worst <= 1 for each in found):
+            break
+    return found
 
 
-@functools.lru_cache(maxsize=len(RATES))
-def chaos(subject: Subject, kind: Kind) -> Chaos:
-    run = functools.partial(train, subject.spec, kind=kind, seed=subject.seed)
-    whole = functools.partial(run, steps=range(STEPS))
-    starts = [{name: value.astype(np.float32) for name, value in aside.items()}
-              for aside in itertools.islice(nudged(subject.weights, subject.seed), STARTS)]
-    halves = {name: [run(panel, "float32", start=start, steps=FIRST) for start in starts]
-              for name, panel in subject.panels.items()}
-    return Chaos(
-        starts, halves=halves,
-        truths=[whole(subject.referee, "float64", start=start).figures() for start in starts],
-        ends={name: [run(panel, "float32", start=half, steps=SECOND).figures()
-                     for half in halves[name]] for name, panel in subject.panels.items()},
-        twins=[whole(subject.panels["torch"], "float32",
-                     start=one_ulp_aside(start, subject.seed)).figures() for start in starts])
+def against(legs: Sequence[Leg], case: Case,
+            ends: Mapping[str, Sequence[Figures]]) -> Iterator[Measure]:
+    """How far from the referee each panel's `ends` of these legs are."""
+    for name, truth in legs[0].truth.items():
+        chaos = max(distance(leg.twin[name], leg.ends["torch"][name]) for leg in legs)
+        errors = {panel: min(distance(end[name], leg.truth[name])
+                             for end, leg in zip(found, legs, strict=True))
+                  for panel, found in ends.items()}
+        yield Measure(case, name, norm(truth), FACTOR * (ROUNDOFF * norm(truth) + chaos), errors)
 
 
 def trajectory(subject: Subject) -> Iterator[Measure]:
     """Training: the loss at each step, the last weights, and how far MLX parts from PyTorch
     ("parting"; beside it how far PyTorch parts from itself)."""
     for kind in RATES:
-        case, course = course_case(subject, kind), chaos(subject, kind)
-        yield from course.measures(case, course.ends)
-        home = course.ends["torch"]
-        across, own = ([apart(*pair) for pair in zip(other, home, strict=True)]
-                       for other in (course.ends["mlx"], course.twins))
-        size = math.hypot(*map(norm, course.truths[0].values()))
-        yield Measure(case, "parting", size, FACTOR * max(own),
-                      {"mlx": min(across), "torch": min(own)})
+        yield from settled(subject, kind, functools.partial(trained, course_case(subject, kind)))
+
+
+def trained(case: Case, legs: list[Leg]) -> list[Measure]:
+    ends = {name: [leg.ends[name] for leg in legs] for name in legs[0].ends}
+    across, own = ([apart(*pair) for pair in zip(other, ends["torch"], strict=True)]
+                   for other in (ends["mlx"], [leg.twin for leg in legs]))
+    size = math.hypot(*map(norm, legs[0].truth.values()))
+    return [*against(legs, case, ends),
+            Measure(case, "parting", size, FACTOR * max(own),
+                    {"mlx": min(across), "torch": min(own)})]
 
 
 def resume(subject: Subject) -> Iterator[Measure]:
@@ -94,29 +107,31 @@ def resume(subject: Subject) -> Iterator[Measure]:
     """
     for kind, (writer, reader) in itertools.product(
             RATES, itertools.product(subject.panels, repeat=2)):
-        case, course = course_case(subject, f"{kind} {writer} → {reader}"), chaos(subject, kind)
+        case, first = course_case(subject, f"{kind} {writer} → {reader}"), leg(subject, kind, 0)
         run = functools.partial(train, subject.spec, subject.panels[reader], "float32", kind,
                                 seed=subject.seed)
-        loaded = through_a_file(course.halves[writer][0], writer)
+        loaded = through_a_file(first.halves[writer], writer)
         arrived = run(start=loaded, steps=range(0))
-        for name, value in everything(course.halves[writer][0]).items():
+        for name, value in everything(first.halves[writer]).items():
             same = same_bits(everything(arrived).get(name), value)
             yield Measure(case, f"{name} as loaded", norm(value), 0.0,
                           {reader: 0.0 if same else np.inf})
         if writer == reader and subject.panels[reader].device == "cpu":
-            unbroken = run(start=course.starts[0], steps=range(STEPS)).figures()
+            unbroken = run(start=first.start, steps=range(STEPS)).figures()
             resumed = run(start=loaded, steps=SECOND).figures()
             for name, value in unbroken.items():
                 yield Measure(case, name, norm(value), 0.0,
                               {reader: distance(resumed[name], value)})
         else:
-            ends, found = [], []
-            for half in course.halves[writer]:
-                ends.append(run(start=through_a_file(half, writer), steps=SECOND).figures())
-                found = list(course.measures(case, {reader: ends}))
-                if all(measure.worst <= 1 for measure in found):
-                    break
-            yield from found
+            yield from settled(subject, kind,
+                               functools.partial(carried, case, run, writer, reader))
+
+
+def carried(case: Case, run: Callable[..., Course], writer: str, reader: str,
+            legs: list[Leg]) -> list[Measure]:
+    halves = [through_a_file(leg.halves[writer], writer) for leg in legs]
+    ends = [run(start=half, steps=SECOND).figures() for half in halves]
+    return list(against(legs, case, {reader: ends}))
 
 
 def course_case(subject: Subject, name: str) -> Case:
