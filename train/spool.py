@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -45,14 +46,21 @@ class Spool:
             part = part if most is None else part[:most - self.length]
             self.length += len(part)
             self.blank = self.blank and (not part or part.isspace())
-            try:
+            with self._room():
                 self._file.write(part)
-            except OSError as error:
-                raise UserError(f"the text cannot wait in {self.folder} ({error.strerror}): make "
-                                "room, set DIPTYCH_CACHE to another folder, or read less with "
-                                "--data-tokens") from None
             if self.length == most:
                 break
+        with self._room():
+            self._file.flush()
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"the text cannot wait in {self.folder} ({error.strerror}): make room, "
+                            "set DIPTYCH_CACHE to another folder, or read less with "
+                            "--data-tokens") from None
 
     def read(self, first: int, last: int) -> Iterator[str]:
         """The characters from `first` to before `last`, in parts. Nothing else may be read
